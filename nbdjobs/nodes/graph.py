@@ -1,0 +1,396 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""The block graph: who uses which node, and the only ways to change that.
+
+    export ──root──▶ filter ──file──▶ raw ──file──▶ file
+    job    ──main node──▶ filter           roots are what requests come from: devices and jobs
+
+A change happens inside a drained section: the roots above the nodes concerned hold new requests
+back, those in flight end, then the graph changes, then the roots go on. Clients see the change
+as atomic, and no request ever sees half of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from nbdjobs.errors import CommandError
+from nbdjobs.nodes import permissions
+from nbdjobs.nodes.node import Node
+from nbdjobs.nodes.permissions import Permission
+
+MAX_NAME: Final = 31
+_WELL_FORMED: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)
+
+
+class Role(Enum):
+    """What a child is to its parent."""
+
+    FILTERED = "filtered"
+    """Its content is the parent's content."""
+
+    DATA = "data"
+    """It stores what the parent makes of its content."""
+
+    BACKING = "backing"
+    """It is read where the parent has nothing."""
+
+    TARGET = "target"
+    """The parent copies to it."""
+
+    ROOT = "root"
+    """The parent is outside the graph: a device or a job."""
+
+
+class Root(ABC):
+    """A user of nodes from which requests come: it can stop sending them for a while."""
+
+    def __init__(self) -> None:
+        self.edges: dict[str, Edge] = {}
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What error messages call it."""
+
+    @abstractmethod
+    def hold(self) -> None:
+        """Send no new request until as many `release` as `hold` have come."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Take back one `hold`."""
+
+    @abstractmethod
+    async def idle(self) -> None:
+        """Wait until no request that this root sent is in flight; called while held."""
+
+
+Parent = Node | Root
+
+
+@dataclass(slots=True, eq=False)
+class Edge:
+    """One use of a node.
+
+    Attributes:
+        parent: Who uses it.
+        name: What the parent calls the child: "file", "target", "root", ...
+        node: The node used.
+        role: What the child is to the parent.
+        needed: Permissions that the parent needs.
+        shared: Permissions that it lets the child's other users have.
+    """
+
+    parent: Parent
+    name: str
+    node: Node
+    role: Role
+    needed: Permission = permissions.NONE
+    shared: Permission = permissions.ALL
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether the parent's own content is in this child."""
+        return self.role in (Role.FILTERED, Role.DATA)
+
+    def describe(self) -> str:
+        """This use in the words of permission errors."""
+        return f"{self.parent.describe()} (uses node '{self.node.name}' as '{self.name}' child)"
+
+
+class Graph:
+    """All nodes by name, and the edges between them."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, Node] = {}
+        self._drains: set[_Drain] = set()
+        self._numbers = itertools.count()
+
+    # Nodes
+
+    def find(self, name: str) -> Node:
+        """The node of that name; `CommandError` in QEMU's words if there is none."""
+        node = self.nodes.get(name)
+        if node is None:
+            raise CommandError(f"Failed to find node with node-name='{name}'")
+        return node
+
+    def new_name(self, name: str | None) -> str:
+        """Check a name for a new node, or make one up ("#block...") when None.
+
+        Raises:
+            CommandError: The name is ill-formed, too long or taken.
+        """
+        if name is None:
+            while (made_up := f"#block{next(self._numbers):03}") in self.nodes:
+                pass
+            return made_up
+        if not is_well_formed_id(name):
+            raise CommandError(f"Invalid node-name: '{name}'")
+        if name in self.nodes:
+            raise CommandError(f"Duplicate nodes with node-name='{name}'")
+        if len(name) > MAX_NAME:
+            raise CommandError("Node name too long")
+        return name
+
+    def add(self, node: Node) -> None:
+        """Enter an opened node."""
+        self.nodes[node.name] = node
+
+    async def drop(self, node: Node) -> None:
+        """Close a node that has no users, and then the children that only it used."""
+        del self.nodes[node.name]
+        children = [edge.node for edge in node.edges.values()]
+        for edge in list(node.edges.values()):
+            self.detach(edge)
+        await node.close()
+        for child in children:
+            await self.drop_if_unused(child)
+
+    async def drop_if_unused(self, node: Node) -> None:
+        """`drop` a node that nobody uses and that the user did not add by name."""
+        if not node.parents and not node.is_owned_by_user and node.name in self.nodes:
+            await self.drop(node)
+
+    # Edges
+
+    def attach(
+        self,
+        parent: Parent,
+        name: str,
+        node: Node,
+        role: Role,
+        *,
+        needed: Permission = permissions.NONE,
+        shared: Permission = permissions.ALL,
+    ) -> Edge:
+        """Let `parent` use `node`.
+
+        Raises:
+            CommandError: Another user's permissions conflict, or the node cannot give them;
+                nothing has changed.
+        """
+        edge = Edge(parent, name, node, role, needed, shared)
+
+        def link() -> None:
+            parent.edges[name] = edge
+            node.parents.append(edge)
+
+        def unlink() -> None:
+            del parent.edges[name]
+            node.parents.remove(edge)
+
+        self._change(link, unlink, [parent, node])
+        if isinstance(parent, Root):
+            for drain in self._drains:
+                drain.extend(parent, node)
+        return edge
+
+    def detach(self, edge: Edge) -> None:
+        """End one use of a node. Giving up permissions never fails."""
+        if isinstance(edge.parent, Root):
+            for drain in self._drains:
+                drain.forget(edge.parent)
+        del edge.parent.edges[edge.name]
+        edge.node.parents.remove(edge)
+        self._refresh_permissions([edge.node])
+
+    def set_permissions(self, edge: Edge, needed: Permission, shared: Permission) -> None:
+        """Change what a root needs and shares; `CommandError` leaves the old ones in force."""
+        before = (edge.needed, edge.shared)
+
+        def change() -> None:
+            edge.needed, edge.shared = needed, shared
+
+        def restore() -> None:
+            edge.needed, edge.shared = before
+
+        self._change(change, restore, [edge.node])
+
+    def replace(self, old: Node, new: Node, *, keep: Iterable[Edge] = ()) -> None:
+        """Move the users of `old` to `new`, but for those in `keep`; inside a drained section.
+
+        Raises:
+            CommandError: Permissions conflict; nothing has changed.
+        """
+        kept = set(keep)
+        moved = [edge for edge in old.parents if edge not in kept and edge.parent is not new]
+
+        def move() -> None:
+            for edge in moved:
+                _repoint(edge, new)
+
+        def move_back() -> None:
+            for edge in moved:
+                _repoint(edge, old)
+
+        self._change(move, move_back, [old, new])
+
+    # Draining
+
+    @asynccontextmanager
+    async def drained(self, *nodes: Node) -> AsyncIterator[None]:
+        """While inside, no request is in flight on these nodes and none arrives.
+
+        Cancelling the wait lets the requests go on as if nothing had been asked.
+        """
+        drain = _Drain(nodes)
+        self._drains.add(drain)
+        try:
+            await drain.settle()
+            yield
+        finally:
+            self._drains.discard(drain)
+            drain.end()
+
+    # Permissions
+
+    def _change(
+        self, change: Callable[[], None], restore: Callable[[], None], parts: list[Parent]
+    ) -> None:
+        """Do a structural change and settle permissions, or restore and raise."""
+        nodes = [part for part in parts if isinstance(part, Node)]
+        change()
+        try:
+            self._refresh_permissions(nodes)
+        except CommandError:
+            restore()
+            self._refresh_permissions(nodes)
+            raise
+
+    def _refresh_permissions(self, nodes: Iterable[Node]) -> None:
+        """Work out anew, from these nodes downwards, what each needs and shares.
+
+        All conflicts are found before anything is applied, so that a refusal costs nothing.
+        """
+        below = list(_top_down(nodes))
+        before = [
+            (edge, edge.needed, edge.shared) for node in below for edge in node.edges.values()
+        ]
+        try:
+            for node in below:
+                needed, shared = self._settle(node)
+                node.check_permissions(needed, shared)
+        except CommandError:
+            for edge, old_needed, old_shared in before:
+                edge.needed, edge.shared = old_needed, old_shared
+            raise
+        for node in below:
+            node.apply_permissions(*cumulative_permissions(node))
+
+    @staticmethod
+    def _settle(node: Node) -> tuple[Permission, Permission]:
+        _check_conflicts(node)
+        needed, shared = cumulative_permissions(node)
+        for edge in node.edges.values():
+            edge.needed, edge.shared = node.child_permissions(edge, needed, shared)
+        return needed, shared
+
+
+class _Drain:
+    """The roots held back on behalf of one drained section."""
+
+    def __init__(self, nodes: Iterable[Node]):
+        self.nodes = set(nodes)
+        self._roots: list[Root] = []
+        for root in roots_above(self.nodes):
+            self._hold(root)
+
+    def _hold(self, root: Root) -> None:
+        root.hold()
+        self._roots.append(root)
+
+    def extend(self, root: Root, node: Node) -> None:
+        """Hold back a root that came while the section lasts, if it reaches the drained nodes."""
+        if root not in self._roots and not self.nodes.isdisjoint(_top_down([node])):
+            self._hold(root)
+
+    def forget(self, root: Root) -> None:
+        """Let go of a root that is being taken out."""
+        if root in self._roots:
+            self._roots.remove(root)
+            root.release()
+
+    async def settle(self) -> None:
+        """Wait until none of the roots has a request in flight."""
+        for root in list(self._roots):
+            await root.idle()
+
+    def end(self) -> None:
+        """Let all of them go on."""
+        for root in self._roots:
+            root.release()
+
+
+def is_well_formed_id(name: str) -> bool:
+    """Whether QEMU would take the name for an object: a letter, then letters, digits, "-._"."""
+    return _WELL_FORMED.fullmatch(name) is not None
+
+
+def roots_above(nodes: Iterable[Node]) -> list[Root]:
+    """Every root from which requests can reach one of the nodes, each once."""
+    found: dict[Root, None] = {}
+    seen: set[Node] = set()
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        for edge in node.parents:
+            if isinstance(edge.parent, Root):
+                found[edge.parent] = None
+            else:
+                pending.append(edge.parent)
+    return list(found)
+
+
+def cumulative_permissions(node: Node) -> tuple[Permission, Permission]:
+    """What the users of a node need together, and what all of them share."""
+    needed, shared = permissions.NONE, permissions.ALL
+    for edge in node.parents:
+        needed |= edge.needed
+        shared &= edge.shared
+    return needed, shared
+
+
+def _check_conflicts(node: Node) -> None:
+    for user, other in itertools.permutations(node.parents, 2):
+        conflict = user.needed & ~other.shared
+        if conflict:
+            raise CommandError(
+                f"Permission conflict on node '{node.name}': permissions"
+                f" '{permissions.describe(conflict)}' are both required by {user.describe()}"
+                f" and unshared by {other.describe()}."
+            )
+
+
+def _top_down(nodes: Iterable[Node]) -> Iterator[Node]:
+    """The nodes and all below them, every node after its users among them."""
+    order: list[Node] = []
+    seen: set[Node] = set()
+
+    def visit(node: Node) -> None:
+        if node in seen:
+            return
+        seen.add(node)
+        for edge in node.edges.values():
+            visit(edge.node)
+        order.append(node)
+
+    for node in nodes:
+        visit(node)
+    return reversed(order)
+
+
+def _repoint(edge: Edge, node: Node) -> None:
+    edge.node.parents.remove(edge)
+    edge.node = node
+    node.parents.append(edge)
