@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from ..errors import CommandError
-from .jsonlex import Kind, Lexer, Token
-from .types import INT64_MIN, UINT64_MAX
+from nbdjobs.errors import CommandError
+from nbdjobs.qapi.jsonlex import Kind, Lexer, Token
+from nbdjobs.qapi.types import INT64_MIN, UINT64_MAX
 
 JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 

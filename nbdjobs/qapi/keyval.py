@@ -19,8 +19,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from ..errors import CommandError
-from .jsonparse import JsonValue, parse_json
+from nbdjobs.errors import CommandError
+from nbdjobs.qapi.jsonparse import JsonValue, parse_json
 
 MAX_FRAGMENT: Final = 127
 """Longest part of a key between dots, in characters, as in QEMU."""

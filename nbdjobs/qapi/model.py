@@ -22,7 +22,7 @@ from typing import (
     get_type_hints,
 )
 
-from .types import (
+from nbdjobs.qapi.types import (
     INT64_MAX,
     INT64_MIN,
     MEMBER_KEY,

@@ -14,7 +14,7 @@ import re
 from fractions import Fraction
 from typing import Final
 
-from .types import UINT64_MAX
+from nbdjobs.qapi.types import UINT64_MAX
 
 _BOOLS: Final = {
     "on": True,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from .model import (
+from nbdjobs.qapi.model import (
     AlternateType,
     AnyType,
     ArrayType,
@@ -31,7 +31,15 @@ from .model import (
     StrType,
     members_of,
 )
-from .types import NULL, UnionInfo, features_of, flat_union, member, union_of, value_features_of
+from nbdjobs.qapi.types import (
+    NULL,
+    UnionInfo,
+    features_of,
+    flat_union,
+    member,
+    union_of,
+    value_features_of,
+)
 
 
 class MetaType(StrEnum):

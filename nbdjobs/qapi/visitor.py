@@ -18,8 +18,8 @@ from dataclasses import dataclass, is_dataclass
 from enum import Enum, StrEnum
 from typing import Any, TypeVar, assert_never
 
-from ..errors import CommandError
-from .model import (
+from nbdjobs.errors import CommandError
+from nbdjobs.qapi.model import (
     AlternateType,
     AnyType,
     ArrayType,
@@ -36,8 +36,8 @@ from .model import (
     describe,
     members_of,
 )
-from .numbers import parse_bool, parse_integer, parse_number, parse_size
-from .types import INT64_MAX, INT64_MIN, NULL, UINT64_MAX, IntRange, UnionInfo, union_of
+from nbdjobs.qapi.numbers import parse_bool, parse_integer, parse_number, parse_size
+from nbdjobs.qapi.types import INT64_MAX, INT64_MIN, NULL, UINT64_MAX, IntRange, UnionInfo, union_of
 
 T = TypeVar("T")
 

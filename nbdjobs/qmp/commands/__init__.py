@@ -1,3 +1,12 @@
 # SPDX-FileCopyrightText: The nbdjobs authors
 # SPDX-License-Identifier: Apache-2.0
-"""QMP commands, one file per group."""
+"""The QMP commands, one module per group; a new group is one line in `GROUPS`."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Final
+
+from nbdjobs.qmp.commands import core
+
+GROUPS: Final[tuple[ModuleType, ...]] = (core,)
