@@ -13,8 +13,8 @@ import asyncio
 import errno
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from time import perf_counter_ns
-from typing import Any, TypeVar
+from time import perf_counter
+from typing import Any, Final, TypeVar
 
 from nbdjobs.errors import NodeError
 from nbdjobs.nodes import permissions
@@ -25,6 +25,8 @@ from nbdjobs.nodes.status import BlockStatus
 
 T = TypeVar("T")
 
+_ALL_BUT_RESIZE: Final = permissions.ALL & ~Permission.RESIZE
+
 
 @dataclass(slots=True)
 class Account:
@@ -32,9 +34,14 @@ class Account:
 
     operations: int = 0
     length: int = 0
-    total_time_ns: int = 0
+    total_time_s: float = 0.0
     failed: int = 0
     invalid: int = 0
+
+    @property
+    def total_time_ns(self) -> int:
+        """The time in the unit of QAPI; seconds are kept, as adding up floats is cheaper."""
+        return round(self.total_time_s * 1e9)
 
 
 @dataclass(slots=True)
@@ -51,6 +58,10 @@ class Accounting:
 class Device(Root):
     """A root with one node below it.
 
+    A request is in flight from the moment it is let in. One that comes while the device is held
+    waits, and `release` lets all that wait in at once, whatever `hold` follows: so they keep
+    their order, and none starves where drained sections follow each other closely.
+
     Attributes:
         name: What commands call it, or "" for one that only its user knows.
         accounting: What its user did.
@@ -63,16 +74,20 @@ class Device(Root):
         *,
         name: str = "",
         needed: Permission = Permission.CONSISTENT_READ,
-        shared: Permission = permissions.ALL,
+        shared: Permission = _ALL_BUT_RESIZE,
     ):
+        """Attach to `node`; by default as a reader to whom the size must not change."""
         super().__init__()
         self.name = name
         self.accounting = Accounting()
+        self._reads = self.accounting.read
+        self._writes = self.accounting.write
         self._graph = graph
         self._in_flight = 0
         self._holds = 0
-        self._idle: list[asyncio.Future[None]] = []
-        self._resumed: list[asyncio.Future[None]] = []
+        self._is_closed = False
+        self._held_back: list[asyncio.Future[None]] = []
+        self._awaiting_idle: list[asyncio.Future[None]] = []
         self._root: Edge = graph.attach(self, "root", node, Role.ROOT, needed=needed, shared=shared)
 
     @property
@@ -100,15 +115,25 @@ class Device(Root):
         return f"block device '{self.name}'" if self.name else "an unnamed block device"
 
     async def close(self) -> None:
-        """Wait for the requests in flight, then let go of the node."""
+        """Wait for the requests in flight, then let go of the node.
+
+        Requests held back, and those that come later, fail with ENOMEDIUM. Cancelling the wait
+        leaves the device open.
+        """
         self.hold()
         try:
             await self.idle()
-            node = self.node
-            self._graph.detach(self._root)
-            await self._graph.drop_if_unused(node)
-        finally:
+        except BaseException:
             self.release()
+            raise
+        if self._is_closed:  # by another task, meanwhile
+            return
+        # It stays held, so that requests need no check of their own for this.
+        self._is_closed = True
+        self._in_flight += _wake(self._held_back)
+        node = self.node
+        self._graph.detach(self._root)
+        await self._graph.drop_if_unused(node)
 
     # Holding requests back
 
@@ -117,74 +142,82 @@ class Device(Root):
         self._holds += 1
 
     def release(self) -> None:
-        """Take back one `hold`; the last one lets the waiting requests go on, in order."""
+        """Take back one `hold`; the last one lets the waiting requests in, in order."""
         self._holds -= 1
         if not self._holds:
-            waiting, self._resumed = self._resumed, []
-            _wake(waiting)
+            self._in_flight += _wake(self._held_back)
 
     async def idle(self) -> None:
         """Wait until no request is in flight."""
         while self._in_flight:
-            await _wait_in(self._idle)
+            await _wait_in(self._awaiting_idle)
 
-    async def _held_back(self) -> None:
-        while self._holds:
-            await _wait_in(self._resumed)
+    async def _wait_to_be_let_in(self) -> None:
+        """Wait while held; whoever is woken here has been counted as in flight."""
+        if self._is_closed:
+            raise NodeError(errno.ENOMEDIUM)
+        await _wait_in(self._held_back, if_cancelled_late=self._leave)
+        if self._is_closed:
+            self._leave()
+            raise NodeError(errno.ENOMEDIUM)
 
-    def _ended(self) -> None:
+    def _leave(self) -> None:
         self._in_flight -= 1
-        if self._idle and not self._in_flight:
-            waiting, self._idle = self._idle, []
-            _wake(waiting)
+        if self._awaiting_idle and not self._in_flight:
+            _wake(self._awaiting_idle)
 
-    # Requests
+    # Requests. Each is counted in and out by hand: this is the path that every byte takes.
 
     async def pread(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the content from `offset` on."""
         if self._holds:
-            await self._held_back()
-        account = self.accounting.read
-        self._in_flight += 1
-        begun = perf_counter_ns()
+            await self._wait_to_be_let_in()
+        else:
+            self._in_flight += 1
+        begun = perf_counter()
+        account = self._reads
+        length = len(buffer)
+        node = self._root.node
         try:
-            node = self._root.node
-            if offset < 0 or offset + len(buffer) > node.size:
-                raise _out_of_bounds(account, offset, len(buffer))
+            if offset < 0 or offset + length > node.size:
+                raise _OutOfBoundsError(offset, length)
             await node.pread(offset, buffer)
-        except NodeError:
-            account.failed += 1
+        except BaseException as error:
+            self._fail(account, begun, error)
             raise
-        finally:
-            self._ended()
+        self._in_flight -= 1
+        if self._awaiting_idle and not self._in_flight:
+            _wake(self._awaiting_idle)
         account.operations += 1
-        account.length += len(buffer)
-        account.total_time_ns += perf_counter_ns() - begun
+        account.length += length
+        account.total_time_s += perf_counter() - begun
 
     async def pwrite(self, offset: int, data: memoryview, *, fua: bool = False) -> None:
         """Write `data` at `offset`; with `fua`, return only when it is on stable storage."""
         if self._holds:
-            await self._held_back()
-        accounting = self.accounting
-        account = accounting.write
-        self._in_flight += 1
-        begun = perf_counter_ns()
+            await self._wait_to_be_let_in()
+        else:
+            self._in_flight += 1
+        begun = perf_counter()
+        account = self._writes
+        length = len(data)
+        end = offset + length
+        node = self._root.node
         try:
-            node = self._root.node
-            end = offset + len(data)
             if offset < 0 or end > node.size:
-                raise _out_of_bounds(account, offset, len(data))
+                raise _OutOfBoundsError(offset, length)
             await node.pwrite(offset, data, fua=fua)
-        except NodeError:
-            account.failed += 1
+        except BaseException as error:
+            self._fail(account, begun, error)
             raise
-        finally:
-            self._ended()
-        if end > accounting.highest_offset_written:
-            accounting.highest_offset_written = end
+        self._in_flight -= 1
+        if self._awaiting_idle and not self._in_flight:
+            _wake(self._awaiting_idle)
+        if end > self.accounting.highest_offset_written:
+            self.accounting.highest_offset_written = end
         account.operations += 1
-        account.length += len(data)
-        account.total_time_ns += perf_counter_ns() - begun
+        account.length += length
+        account.total_time_s += perf_counter() - begun
 
     async def pwrite_zeroes(
         self,
@@ -241,47 +274,71 @@ class Device(Root):
     ) -> T:
         """Run one of the less frequent operations behind the same door."""
         if self._holds:
-            await self._held_back()
-        self._in_flight += 1
-        begun = perf_counter_ns()
+            await self._wait_to_be_let_in()
+        else:
+            self._in_flight += 1
+        begun = perf_counter()
+        node = self._root.node
         try:
-            node = self._root.node
-            if offset < 0 or offset + length > node.size:
-                raise _out_of_bounds(account, offset, length)
+            if offset < 0 or length < 0 or offset + length > node.size:
+                raise _OutOfBoundsError(offset, length)
             result = await operation(node)
-        except NodeError:
-            if account is not None:
-                account.failed += 1
+        except BaseException as error:
+            self._fail(account, begun, error)
             raise
-        finally:
-            self._ended()
+        self._leave()
         if account is not None:
             account.operations += 1
             account.length += length
-            account.total_time_ns += perf_counter_ns() - begun
+            account.total_time_s += perf_counter() - begun
         return result
 
+    def _fail(self, account: Account | None, begun: float, error: BaseException) -> None:
+        """Count a request out that did not succeed; one that was cancelled did not fail."""
+        self._leave()
+        if account is None:
+            return
+        if isinstance(error, _OutOfBoundsError):
+            account.invalid += 1
+        elif isinstance(error, NodeError):
+            account.failed += 1
+            account.total_time_s += perf_counter() - begun
 
-def _out_of_bounds(account: Account | None, offset: int, length: int) -> NodeError:
-    if account is not None:
-        account.invalid += 1
-    return NodeError(
-        errno.EIO, f"{length} bytes at offset {offset} are beyond the end", offset=offset
-    )
+
+class _OutOfBoundsError(NodeError):
+    """The request was never given to a node: it is in no account but that of invalid ones."""
+
+    def __init__(self, offset: int, length: int):
+        super().__init__(
+            errno.EIO, f"{length} bytes at offset {offset} are beyond the end", offset=offset
+        )
 
 
-async def _wait_in(queue: list[asyncio.Future[None]]) -> None:
-    """Wait until woken through `queue`; cancelling leaves nothing in it."""
+async def _wait_in(
+    queue: list[asyncio.Future[None]], if_cancelled_late: Callable[[], None] | None = None
+) -> None:
+    """Wait until woken through `queue`; cancelling leaves nothing in it.
+
+    Args:
+        queue: Where `_wake` finds the waiters.
+        if_cancelled_late: Called when the wait is cancelled after `_wake` has ended it.
+    """
     future = asyncio.get_running_loop().create_future()
     queue.append(future)
     try:
         await future
-    finally:
+    except BaseException:
         if future in queue:
             queue.remove(future)
+        elif if_cancelled_late is not None and not future.cancelled():
+            if_cancelled_late()
+        raise
 
 
-def _wake(futures: list[asyncio.Future[None]]) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_result(None)
+def _wake(queue: list[asyncio.Future[None]]) -> int:
+    """End the wait of everyone in the queue; returns how many that were."""
+    waiting = [future for future in queue if not future.done()]
+    queue.clear()
+    for future in waiting:
+        future.set_result(None)
+    return len(waiting)

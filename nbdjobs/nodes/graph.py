@@ -16,7 +16,7 @@ import itertools
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -141,22 +141,37 @@ class Graph:
         return name
 
     def add(self, node: Node) -> None:
-        """Enter an opened node."""
+        """Enter an opened node.
+
+        Raises:
+            CommandError: Another node took the name while this one was being opened.
+        """
+        if node.name in self.nodes:
+            raise CommandError(f"Duplicate nodes with node-name='{node.name}'")
         self.nodes[node.name] = node
 
     async def drop(self, node: Node) -> None:
-        """Close a node that has no users, and then the children that only it used."""
+        """Close a node that has no users, and then the children that only it used.
+
+        The name is free at once. Failing or being cancelled half-way leaves nothing behind: what
+        follows is still closed, and then the error goes on.
+        """
+        assert not node.parents
         del self.nodes[node.name]
-        children = [edge.node for edge in node.edges.values()]
-        for edge in list(node.edges.values()):
-            self.detach(edge)
-        await node.close()
-        for child in children:
-            await self.drop_if_unused(child)
+        async with AsyncExitStack() as then:
+            for edge in reversed(node.edges.values()):
+                then.push_async_callback(self._let_go, edge)
+            # The children stay until now: closing may write what the node still held back.
+            await node.close()
+
+    async def _let_go(self, edge: Edge) -> None:
+        self.detach(edge)
+        await self.drop_if_unused(edge.node)
 
     async def drop_if_unused(self, node: Node) -> None:
         """`drop` a node that nobody uses and that the user did not add by name."""
-        if not node.parents and not node.is_owned_by_user and node.name in self.nodes:
+        is_known = self.nodes.get(node.name) is node
+        if is_known and not node.parents and not node.is_owned_by_user:
             await self.drop(node)
 
     # Edges
@@ -174,9 +189,14 @@ class Graph:
         """Let `parent` use `node`.
 
         Raises:
-            CommandError: Another user's permissions conflict, or the node cannot give them;
-                nothing has changed.
+            CommandError: Another user's permissions conflict, the node cannot give them, or it
+                itself uses the parent; nothing has changed.
         """
+        assert name not in parent.edges
+        if isinstance(parent, Node) and parent in _top_down([node]):
+            raise CommandError(
+                f"Making '{node.name}' a {name} child of '{parent.name}' would create a cycle"
+            )
         edge = Edge(parent, name, node, role, needed, shared)
 
         def link() -> None:
@@ -188,19 +208,14 @@ class Graph:
             node.parents.remove(edge)
 
         self._change(link, unlink, [parent, node])
-        if isinstance(parent, Root):
-            for drain in self._drains:
-                drain.extend(parent, node)
         return edge
 
     def detach(self, edge: Edge) -> None:
-        """End one use of a node. Giving up permissions never fails."""
-        if isinstance(edge.parent, Root):
-            for drain in self._drains:
-                drain.forget(edge.parent)
+        """End one use of a node. It never fails: at worst a node keeps more than it needs."""
         del edge.parent.edges[edge.name]
         edge.node.parents.remove(edge)
-        self._refresh_permissions([edge.node])
+        with suppress(CommandError):
+            self._refresh_permissions([edge.node])
 
     def set_permissions(self, edge: Edge, needed: Permission, shared: Permission) -> None:
         """Change what a root needs and shares; `CommandError` leaves the old ones in force."""
@@ -215,21 +230,27 @@ class Graph:
         self._change(change, restore, [edge.node])
 
     def replace(self, old: Node, new: Node, *, keep: Iterable[Edge] = ()) -> None:
-        """Move the users of `old` to `new`, but for those in `keep`; inside a drained section.
+        """Move the users of `old` to `new`; inside a drained section.
+
+        Those in `keep` stay, and so do uses by `new` itself and by what is below it, as moving
+        them would close a cycle.
 
         Raises:
             CommandError: Permissions conflict; nothing has changed.
         """
-        kept = set(keep)
-        moved = [edge for edge in old.parents if edge not in kept and edge.parent is not new]
+        kept, below = set(keep), set(_top_down([new]))
+        before = list(old.parents), list(new.parents)
+        moved = [edge for edge in old.parents if edge not in kept and edge.parent not in below]
 
         def move() -> None:
-            for edge in moved:
+            # The order in which QEMU leaves them; it decides which conflict is reported.
+            for edge in reversed(moved):
                 _repoint(edge, new)
 
         def move_back() -> None:
             for edge in moved:
-                _repoint(edge, old)
+                edge.node = old
+            old.parents[:], new.parents[:] = before
 
         self._change(move, move_back, [old, new])
 
@@ -260,10 +281,12 @@ class Graph:
         change()
         try:
             self._refresh_permissions(nodes)
-        except CommandError:
+        except Exception:
             restore()
             self._refresh_permissions(nodes)
             raise
+        for drain in self._drains:
+            drain.catch_up()
 
     def _refresh_permissions(self, nodes: Iterable[Node]) -> None:
         """Work out anew, from these nodes downwards, what each needs and shares.
@@ -278,7 +301,7 @@ class Graph:
             for node in below:
                 needed, shared = self._settle(node)
                 node.check_permissions(needed, shared)
-        except CommandError:
+        except Exception:
             for edge, old_needed, old_shared in before:
                 edge.needed, edge.shared = old_needed, old_shared
             raise
@@ -298,34 +321,32 @@ class _Drain:
     """The roots held back on behalf of one drained section."""
 
     def __init__(self, nodes: Iterable[Node]):
-        self.nodes = set(nodes)
-        self._roots: list[Root] = []
-        for root in roots_above(self.nodes):
-            self._hold(root)
+        self._nodes = set(nodes)
+        self._held: dict[Root, None] = {}
+        self.catch_up()
 
-    def _hold(self, root: Root) -> None:
-        root.hold()
-        self._roots.append(root)
+    def catch_up(self) -> None:
+        """Hold every root that reaches the nodes now and did not before.
 
-    def extend(self, root: Root, node: Node) -> None:
-        """Hold back a root that came while the section lasts, if it reaches the drained nodes."""
-        if root not in self._roots and not self.nodes.isdisjoint(_top_down([node])):
-            self._hold(root)
-
-    def forget(self, root: Root) -> None:
-        """Let go of a root that is being taken out."""
-        if root in self._roots:
-            self._roots.remove(root)
-            root.release()
+        One that does not reach them any more stays held as well: to the end is not long.
+        """
+        for root in roots_above(self._nodes):
+            if root not in self._held:
+                self._held[root] = None
+                root.hold()
 
     async def settle(self) -> None:
         """Wait until none of the roots has a request in flight."""
-        for root in list(self._roots):
-            await root.idle()
+        settled: set[Root] = set()
+        # More of them may come while one is awaited.
+        while waiting := [root for root in self._held if root not in settled]:
+            for root in waiting:
+                await root.idle()
+            settled.update(waiting)
 
     def end(self) -> None:
         """Let all of them go on."""
-        for root in self._roots:
+        for root in self._held:
             root.release()
 
 
@@ -362,7 +383,8 @@ def cumulative_permissions(node: Node) -> tuple[Permission, Permission]:
 
 
 def _check_conflicts(node: Node) -> None:
-    for user, other in itertools.permutations(node.parents, 2):
+    # The newest users first, like QEMU, so that it is the same conflict that gets reported.
+    for other, user in itertools.permutations(reversed(node.parents), 2):
         conflict = user.needed & ~other.shared
         if conflict:
             raise CommandError(
@@ -381,7 +403,7 @@ def _top_down(nodes: Iterable[Node]) -> Iterator[Node]:
         if node in seen:
             return
         seen.add(node)
-        for edge in node.edges.values():
+        for edge in reversed(node.edges.values()):
             visit(edge.node)
         order.append(node)
 

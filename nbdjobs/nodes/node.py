@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -88,6 +88,26 @@ class Limits:
     max_pwrite_zeroes: int = 0
     pwrite_zeroes_alignment: int = 0
 
+    def in_whole_units(self) -> Limits:
+        """The same with maxima that are multiples of their alignment.
+
+        A range that begins aligned and is cut at the maximum then has aligned pieces only.
+        """
+        unit = self.request_alignment
+        return replace(
+            self,
+            max_transfer=_whole_units(self.max_transfer, unit),
+            max_pdiscard=_whole_units(self.max_pdiscard, max(unit, self.pdiscard_alignment)),
+            max_pwrite_zeroes=_whole_units(
+                self.max_pwrite_zeroes, max(unit, self.pwrite_zeroes_alignment)
+            ),
+        )
+
+
+def _whole_units(maximum: int, unit: int) -> int:
+    """Round a maximum down, but keep it a maximum: 0 would mean that there is none."""
+    return max(round_down(maximum, unit), unit) if maximum else 0
+
 
 NO_LIMITS: Final = Limits()
 
@@ -139,6 +159,7 @@ class Node(ABC):
     def __init__(self, name: str, config: NodeConfig, limits: Limits = NO_LIMITS):
         self.name = name
         self.config = config
+        self._is_flushed = not config.cache.is_no_flush
         self.edges: dict[str, Edge] = {}
         self.parents: list[Edge] = []
         self.tracked = TrackedRequests()
@@ -179,8 +200,8 @@ class Node(ABC):
         return None
 
     def set_limits(self, limits: Limits) -> None:
-        """Take new limits; no request may be in flight."""
-        self.limits = limits
+        """Take new limits, with maxima cut to whole units; no request may be in flight."""
+        self.limits = limits = limits.in_whole_units()
         needs_gate = limits.request_alignment > 1 or limits.max_transfer > 0
         self._reads_pass = not needs_gate
         self._writes_pass = not needs_gate and self.config.detect_zeroes is DetectZeroes.OFF
@@ -227,6 +248,13 @@ class Node(ABC):
         """
         if needed & permissions.WRITES and self.is_read_only:
             raise CommandError("Block node is read-only")
+        # A write to the last, incomplete block would have to go beyond the end.
+        must_not_grow = needed & Permission.WRITE and not needed & Permission.RESIZE
+        if must_not_grow and self.size % self.limits.request_alignment:
+            raise CommandError(
+                "Cannot get 'write' permission without 'resize':"
+                " Image size is not a multiple of request alignment"
+            )
 
     def apply_permissions(self, needed: Permission, shared: Permission) -> None:
         """Take note of what users need and share from now on."""
@@ -241,6 +269,7 @@ class Node(ABC):
 
     def pwrite(self, offset: int, data: memoryview, *, fua: bool = False) -> Operation:
         """Write `data` at `offset`; with `fua`, return only when it is on stable storage."""
+        fua = fua and self._is_flushed
         if self._writes_pass:
             return self._pwrite(offset, data, fua)
         return self._gated_pwrite(offset, data, fua)
@@ -263,6 +292,7 @@ class Node(ABC):
             may_unmap: The range may become a hole, where the node's `discard` option allows.
             fast_only: Fail with ENOTSUP, changing nothing, unless this is faster than writing.
         """
+        fua = fua and self._is_flushed
         may_unmap = may_unmap and self.config.can_unmap
         alignment = self.limits.request_alignment
         if alignment == 1:
@@ -289,7 +319,7 @@ class Node(ABC):
         if not self.config.can_unmap:
             return
         limits = self.limits
-        alignment = max(limits.request_alignment, limits.pdiscard_alignment, 1)
+        alignment = max(limits.request_alignment, limits.pdiscard_alignment)
         begin, end = round_up(offset, alignment), round_down(offset + length, alignment)
         if begin >= end:
             return
@@ -301,7 +331,7 @@ class Node(ABC):
 
     async def flush(self) -> None:
         """Bring all completed writes to stable storage."""
-        if not self.config.cache.is_no_flush:
+        if self._is_flushed:
             await self._flush()
 
     async def cache(self, offset: int, length: int) -> None:
@@ -314,6 +344,8 @@ class Node(ABC):
         """Describe the first run of the range, at most `length` bytes long."""
         if length <= 0:
             raise NodeError(errno.EINVAL, "block status of an empty range")
+        if self.limits.request_alignment > 1:
+            return await self._aligned_block_status(offset, length)
         return await self._block_status(offset, length)
 
     async def extents(self, offset: int, length: int) -> AsyncIterator[tuple[int, BlockStatus]]:
@@ -343,7 +375,11 @@ class Node(ABC):
 
     @abstractmethod
     async def _pread(self, offset: int, buffer: memoryview) -> None:
-        """Read; offset and length fit the limits."""
+        """Read; offset and length fit the limits.
+
+        Where the size is not a multiple of the request alignment, the last block reaches beyond
+        the end of the node: what is there reads as zeroes.
+        """
 
     @abstractmethod
     async def _pwrite(self, offset: int, data: memoryview, fua: bool) -> None:
@@ -363,7 +399,10 @@ class Node(ABC):
         """Bring completed writes to stable storage; nothing to do where none are cached."""
 
     async def _block_status(self, offset: int, length: int) -> BlockStatus:
-        """Describe the first run; the default knows only that it is allocated."""
+        """Describe the first run; the default knows only that it is allocated.
+
+        `offset` fits the request alignment, and the run is at most `length` bytes long.
+        """
         return BlockStatus(length, DATA)
 
     # How the gate does it
@@ -372,6 +411,9 @@ class Node(ABC):
         length = len(buffer)
         alignment = self.limits.request_alignment
         if not length:
+            return
+        if alignment == 1:
+            await self._read_pieces(offset, buffer)
             return
         async with self.tracked.request(offset, length, Kind.READ, is_serialising=False):
             if not (offset | length) % alignment:
@@ -416,9 +458,11 @@ class Node(ABC):
         """Surround `data` with what is stored, so that it covers `[begin, end)`."""
         alignment = self.limits.request_alignment
         bounce = memoryview(bytearray(end - begin))
-        await self._pread(begin, bounce[:alignment])
-        if end - begin > alignment:
-            await self._pread(end - alignment, bounce[-alignment:])
+        ragged = {begin} if begin < offset else set()
+        if offset + len(data) < end:
+            ragged.add(end - alignment)
+        for block in ragged:
+            await self._pread(block, bounce[block - begin : block - begin + alignment])
         bounce[offset - begin : offset - begin + len(data)] = data
         return bounce
 
@@ -433,7 +477,6 @@ class Node(ABC):
     async def _zero_range(
         self, offset: int, length: int, fua: bool, may_unmap: bool, fast_only: bool
     ) -> None:
-        maximum = self.limits.max_pwrite_zeroes
         unit = self.limits.pwrite_zeroes_alignment or 1
         begin, end = round_up(offset, unit), round_down(offset + length, unit)
         if begin >= end:
@@ -441,7 +484,7 @@ class Node(ABC):
         if fast_only and (begin, end) != (offset, offset + length):
             raise NodeError(errno.ENOTSUP)
         await self._zero_with_bytes(offset, begin, fua)
-        for first, last in _pieces(begin, end, maximum):
+        for first, last in _pieces(begin, end, self.limits.max_pwrite_zeroes):
             try:
                 await self._pwrite_zeroes(first, last - first, fua, may_unmap, fast_only)
             except NodeError as error:
@@ -454,6 +497,18 @@ class Node(ABC):
         step = min(self.limits.max_transfer or _BOUNCE, _BOUNCE)
         for first, last in _pieces(begin, end, step):
             await self._pwrite(first, _ZEROES[: last - first], fua)
+
+    async def _aligned_block_status(self, offset: int, length: int) -> BlockStatus:
+        """Describe the range in whole blocks; one of several runs counts as data."""
+        alignment = self.limits.request_alignment
+        begin = round_down(offset, alignment)
+        asked = min(round_up(offset + length, alignment), self.size) - begin
+        found, status = await self._block_status(begin, asked)
+        if found < asked:
+            found = round_down(found, alignment)
+        if not found:
+            found, status = alignment, DATA
+        return BlockStatus(min(begin + found - offset, length), status)
 
     async def _discard_range(self, begin: int, end: int, fua: bool) -> None:
         try:

@@ -46,5 +46,5 @@ def describe(permissions: Permission) -> str:
 
 
 def qapi_names(permissions: Permission) -> list[str]:
-    """Values of the QAPI enum `BlockPermission`."""
-    return [name for permission, name in _QAPI_NAMES.items() if permission in permissions]
+    """Values of the QAPI enum `BlockPermission`, in the order of QEMU's answers."""
+    return [name for permission, name in _QAPI_NAMES.items() if permission in permissions][::-1]
