@@ -1,0 +1,91 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""Backup jobs over QMP: how long a whole one takes, and what its clients feel meanwhile."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from benchmarks import fio
+from benchmarks.peers import Peer, Server, Transport, serving
+from tests.interop.qmp_client import QmpClient
+
+JOB: Final = "job0"
+CLUSTER: Final = 64 << 10
+
+#: So slow that the job outlasts the client's writes (bytes per second).
+LIMITED_SPEED: Final = 64 << 20
+
+#: The client touches every fourth cluster or so: nearly each of its writes is the first one there.
+WRITES_PER_CLUSTER: Final = 0.25
+
+RANDOM_WRITES: Final = fio.Load("randwrite", 4 << 10, depth=16)
+
+
+def duration(peer: Peer, source: Path, directory: Path) -> float:
+    """Return the seconds of a full backup, from the command to ``BLOCK_JOB_COMPLETED``."""
+    with _daemon(peer, source, directory) as (_, qmp), _target(qmp, source, directory):
+        began = time.perf_counter()
+        _start(qmp, speed=0)
+        completed = qmp.wait_event("BLOCK_JOB_COMPLETED")
+        seconds = time.perf_counter() - began
+    if "error" in completed["data"]:
+        raise BackupError(completed["data"]["error"])
+    return seconds
+
+
+def writes_meanwhile(peer: Peer, source: Path, directory: Path) -> fio.Result:
+    """Return what a client's random 4 KiB writes reach while a limited backup runs."""
+    size = source.stat().st_size
+    requests = round(size / CLUSTER * WRITES_PER_CLUSTER)
+    with _daemon(peer, source, directory) as (server, qmp), _target(qmp, source, directory):
+        _start(qmp, speed=LIMITED_SPEED)
+        result = fio.run_requests(RANDOM_WRITES, server.address.uri, size, requests, directory)
+        running = [job["status"] for job in qmp.execute("query-jobs")]
+        if running != ["running"]:
+            raise BackupError(f"the backup did not outlast the writes: {running}")
+        qmp.execute("block-job-cancel", {"device": JOB})
+        qmp.wait_event("BLOCK_JOB_CANCELLED")
+    return result
+
+
+@contextmanager
+def _daemon(peer: Peer, source: Path, directory: Path) -> Iterator[tuple[Server, QmpClient]]:
+    path = directory / "qmp.sock"
+    chardev = f"socket,id=qmp,path={path},server=on,wait=off"
+    monitor = ("--chardev", chardev, "--monitor", "chardev=qmp")
+    with (
+        serving(peer, source, Transport.UNIX, directory, *monitor) as server,
+        QmpClient.connect(path) as qmp,
+    ):
+        yield server, qmp
+
+
+@contextmanager
+def _target(qmp: QmpClient, source: Path, directory: Path) -> Iterator[None]:
+    """Add a new, empty target, and remove its file afterwards."""
+    path = directory / "target.img"
+    with path.open("wb") as file:
+        file.truncate(source.stat().st_size)
+    file_node = {"driver": "file", "filename": str(path), "discard": "unmap"}
+    options = {"driver": "raw", "node-name": "target0", "file": file_node, "discard": "unmap"}
+    try:
+        qmp.execute("blockdev-add", options)
+        yield
+    finally:
+        os.unlink(path)
+
+
+def _start(qmp: QmpClient, speed: int) -> None:
+    """Start the job. Target and source are new or settled, so nothing else is going on."""
+    job = {"job-id": JOB, "device": "disk0", "target": "target0", "sync": "full"}
+    qmp.execute("blockdev-backup", {**job, "speed": speed})
+
+
+class BackupError(Exception):
+    """The job failed or ended too early to measure."""

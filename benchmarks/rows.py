@@ -1,0 +1,161 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of the table: what is asked of each peer, and what nbdjobs is to reach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from benchmarks import backup, fio, memory
+from benchmarks.images import Images
+from benchmarks.peers import Peer, Transport, serving
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+
+
+class Better(Enum):
+    """Which of two values wins."""
+
+    HIGHER = "higher"
+    LOWER = "lower"
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What the measurements share.
+
+    Attributes:
+        images: The files that are served.
+        directory: Where sockets and small files go.
+        seconds: How long each timed measurement lasts.
+    """
+
+    images: Images
+    directory: Path
+    seconds: float
+
+
+#: Values by column of the row's group; one measurement may answer several rows.
+Measure = Callable[[Bench, Peer], dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        title: What was asked.
+        unit: Of the values, for the reader.
+        key: Which value of the group's measurement this row shows.
+        better: Which values win.
+        target: The least ratio to the best peer; None where nothing is promised.
+        limit: The most that nbdjobs' own value may be; None where nothing is promised.
+    """
+
+    title: str
+    unit: str
+    key: str
+    better: Better = Better.HIGHER
+    target: float | None = 1.0
+    limit: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows that one measurement answers.
+
+    Attributes:
+        rows: At least one.
+        measure: Makes one measurement on one peer.
+        needs_qmp: Only peers with QMP can take part.
+    """
+
+    rows: tuple[Row, ...]
+    measure: Measure
+    needs_qmp: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A load for fio and how it is shown."""
+
+    title: str
+    load: fio.Load
+    unit: str = "IOPS"
+    target: float = 1.0
+
+
+WORKLOADS: Final = (
+    Workload("4 KiB random reads, depth 1", fio.Load("randread", 4 * KIB, 1)),
+    Workload("4 KiB random reads, depth 16", fio.Load("randread", 4 * KIB, 16), target=1.5),
+    Workload("4 KiB random reads, depth 16, 4 connections", fio.Load("randread", 4 * KIB, 16, 4)),
+    Workload("4 KiB random writes, depth 1", fio.Load("randwrite", 4 * KIB, 1)),
+    Workload("4 KiB random writes, depth 16", fio.Load("randwrite", 4 * KIB, 16)),
+    Workload("4 KiB random writes, depth 16, 4 connections", fio.Load("randwrite", 4 * KIB, 16, 4)),
+    Workload("4 KiB random 70/30 mix, depth 16", fio.Load("randrw", 4 * KIB, 16)),
+    Workload("64 KiB random reads, depth 16", fio.Load("randread", 64 * KIB, 16), "MiB/s"),
+    Workload("64 KiB random writes, depth 16", fio.Load("randwrite", 64 * KIB, 16), "MiB/s"),
+    Workload("1 MiB sequential reads, depth 4", fio.Load("read", MIB, 4), "MiB/s"),
+    Workload("1 MiB sequential writes, depth 4", fio.Load("write", MIB, 4), "MiB/s"),
+)
+
+
+def groups() -> Iterator[Group]:
+    """Yield everything that can be measured, in the table's order."""
+    for transport in Transport:
+        for work in WORKLOADS:
+            title = f"{transport}: {work.title}"
+            row = Row(title, work.unit, key=work.unit, target=work.target)
+            yield Group((row,), partial(_serve_load, load=work.load, transport=transport))
+    for content in ("random", "sparse"):
+        row = Row(f"backup raw to raw, {content} disk", "MiB/s", key="rate")
+        yield Group((row,), partial(_back_up, content=content), needs_qmp=True)
+    yield Group(
+        (
+            Row("4 KiB random writes during a backup", "IOPS", key="iops", target=1.5),
+            Row("the same, 99th percentile", "µs", key="p99", better=Better.LOWER),
+        ),
+        _write_during_backup,
+        needs_qmp=True,
+    )
+    for connections, title in ((0, "idle"), (memory.CROWD, f"{memory.CROWD} connections")):
+        yield Group(_memory_rows(title), partial(_use_memory, connections=connections))
+
+
+def _memory_rows(title: str) -> tuple[Row, ...]:
+    limit = 60.0 if title == "idle" else None
+    resident = Row(f"memory, {title}", "MiB RSS", "Rss", Better.LOWER, target=None, limit=limit)
+    share = Row(f"memory, {title}, shared pages divided", "MiB PSS", "Pss", Better.LOWER, None)
+    return (resident, share)
+
+
+def _serve_load(
+    bench: Bench, peer: Peer, *, load: fio.Load, transport: Transport
+) -> dict[str, float]:
+    image = bench.images.disk
+    with serving(peer, image, transport, bench.directory) as server:
+        uri, size = server.address.uri, image.stat().st_size
+        result = fio.run_for(load, uri, size, bench.seconds, bench.directory)
+    return {"IOPS": result.iops, "MiB/s": result.bytes_per_s / MIB}
+
+
+def _back_up(bench: Bench, peer: Peer, *, content: str) -> dict[str, float]:
+    source = bench.images.random if content == "random" else bench.images.sparse
+    seconds = backup.duration(peer, source, bench.directory)
+    return {"rate": source.stat().st_size / MIB / seconds}
+
+
+def _write_during_backup(bench: Bench, peer: Peer) -> dict[str, float]:
+    result = backup.writes_meanwhile(peer, bench.images.random, bench.directory)
+    return {"iops": result.iops, "p99": result.write_p99_us}
+
+
+def _use_memory(bench: Bench, peer: Peer, *, connections: int) -> dict[str, float]:
+    usage = memory.usage(peer, bench.images.disk, bench.directory, connections)
+    return {kind: size / MIB for kind, size in usage.items()}
