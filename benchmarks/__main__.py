@@ -55,8 +55,8 @@ def main() -> int:
         run = Run(bench, taking_part, rounds)
         lines = [line for group in chosen for line in run.measure(group)]
         facts = [
-            f"rounds: {rounds}, timed measurements: {seconds:g} s; a disk of {scale.disk_mib} MiB, page-cached;"
-            f" backups of {scale.backup_mib} MiB",
+            f"rounds: {rounds}, timed measurements: {seconds:g} s",
+            f"a disk of {scale.disk_mib} MiB, page-cached; backups of {scale.backup_mib} MiB",
             *run.failures,
         ]
         wanted = [line for line in lines if _matches(arguments.rows, line.row.title)]

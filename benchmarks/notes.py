@@ -37,8 +37,8 @@ def notes(peers: Sequence[Peer], facts: Sequence[str], directory: Path) -> str:
         "## How it was made\n\n"
         "`make bench`. The peers take turns for each row, round after round; a cell is the median\n"
         "of the rounds; before each row the images are read into the page cache, and before each\n"
-        "turn dirty pages are written out. The ratio is nbdjobs to the best peer, above 1 when nbdjobs is ahead,\n"
-        "also where less is better.\n\n"
+        "turn dirty pages are written out. The ratio is nbdjobs to the best peer, above 1 when\n"
+        "nbdjobs is ahead, also where less is better.\n\n"
         f"{listing}\n\n```sh\n" + "\n".join(commands) + "\n```\n"
     )
 
