@@ -1,0 +1,367 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""One client on its socket: moves bytes between the transport and negotiation or session.
+
+receiving   into one buffer, used over and over; payloads are used where they lie. It grows
+            for a large write and shrinks again; one that a waiting request still uses is
+            left to it, and another takes its place
+sending     all replies of a batch in one `writev`, straight to the socket; only what the
+            socket does not take goes through the transport, which waits until it does.
+            Until then nothing else is sent, begun or read: that bounds memory
+ending      requests in flight are always finished: a write is never torn by a disconnect
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol, cast
+
+from nbdjobs.errors import ProtocolError
+from nbdjobs.protocol.buffers import BufferPool, ReceiveBuffer, receive_capacity
+from nbdjobs.protocol.export import Export
+from nbdjobs.protocol.negotiation import Chosen, Ended, Negotiation
+from nbdjobs.protocol.session import Piece, Session
+
+BASE_CAPACITY: Final = 256 * 1024
+"""Receive buffer of a client without large writes; only pages it has used take memory."""
+
+SHRINK_AFTER_S: Final = 2.0
+"""A grown receive buffer is given up when no large write came for so long."""
+
+_MINIMUM_ROOM: Final = 32 * 1024
+_MAX_SPARES: Final = 2
+
+_log = logging.getLogger(__name__)
+
+
+class Timer(Protocol):
+    """What `call_later` returns."""
+
+    def cancel(self) -> None:
+        """Do not call any more."""
+        ...
+
+
+CallLater = Callable[[float, Callable[[], None]], Timer]
+"""Calls a function after some seconds; tests put their own clock here."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """A client, from being accepted to its end.
+
+    Args:
+        exports: What is on offer, by name.
+        pool: Where large read buffers come from.
+        handshake_limit_s: Seconds until negotiation must be over.
+        call_later: Timers.
+        on_end: Called once, when the client is gone and its last request has ended.
+        use_writev: Send straight to the socket; must be False where the transport encrypts.
+    """
+
+    def __init__(
+        self,
+        exports: Mapping[str, Export],
+        *,
+        pool: BufferPool,
+        handshake_limit_s: float,
+        call_later: CallLater,
+        on_end: Callable[[Connection], None],
+        use_writev: bool = True,
+    ):
+        self._pool = pool
+        self._handshake_limit_s = handshake_limit_s
+        self._call_later = call_later
+        self._on_end = on_end
+        self._use_writev = use_writev
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._descriptor = -1
+        self._negotiation: Negotiation | None = Negotiation(exports)
+        self._session: Session | None = None
+        self._incoming = ReceiveBuffer(BASE_CAPACITY)
+        self._spares: list[ReceiveBuffer] = []
+        self._unsent: list[memoryview] = []
+        self._is_blocked = False
+        self._is_reading = True
+        self._is_ending = False
+        self._pump_is_due = False
+        self._handshake_timer: Timer | None = None
+        self._shrink_timer: Timer | None = None
+        self._grew_lately = False
+
+    @property
+    def export(self) -> Export | None:
+        """What the client is attached to, or None while it negotiates."""
+        return None if self._session is None else self._session.export
+
+    def disconnect(self) -> None:
+        """Cut the client off now; its requests in flight are still carried out."""
+        self._is_ending = True
+        if self._transport is not None:
+            self._descriptor = -1
+            self._transport.abort()
+
+    def finish(self) -> None:
+        """Take no further request; end when those in flight are answered."""
+        self._is_ending = True
+        self._pump()
+
+    def cancel_requests(self) -> None:
+        """Give up on requests in flight, when they take too long at the end."""
+        if self._session is not None:
+            self._session.cancel()
+
+    # What the transport calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greet the client."""
+        # A cast, not a check: uvloop's transports do not derive from asyncio's.
+        self._transport = transport = cast(asyncio.Transport, transport)
+        # With a limit of 0, `_is_blocked` is exactly "the transport holds bytes".
+        transport.set_write_buffer_limits(high=0)
+        if self._use_writev:
+            self._descriptor = transport.get_extra_info("socket").fileno()
+        self._handshake_timer = self._call_later(self._handshake_limit_s, self._handshake_expired)
+        assert self._negotiation is not None
+        transport.write(self._negotiation.greeting())
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return where to put received bytes; there is always room."""
+        incoming = self._incoming
+        return incoming.view[incoming.end :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Act on received bytes."""
+        self._incoming.end += nbytes
+        self._pump()
+
+    def eof_received(self) -> bool:
+        """Finish what the client has asked for, then close."""
+        self.finish()
+        return True
+
+    def pause_writing(self) -> None:
+        """Stop: the client does not take its replies."""
+        self._is_blocked = True
+        if self._session is not None:
+            self._session.is_blocked = True
+
+    def resume_writing(self) -> None:
+        """Go on: everything is sent."""
+        self._is_blocked = False
+        self._give_back(self._unsent)
+        if self._session is not None:
+            self._session.is_blocked = False
+        self._pump_soon()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let requests in flight end, without anybody to tell."""
+        self._transport = None
+        self._descriptor = -1
+        self._is_ending = True
+        for timer in (self._handshake_timer, self._shrink_timer):
+            if timer is not None:
+                timer.cancel()
+        self._pump()
+
+    # Receiving
+
+    def _pump_soon(self) -> None:
+        """Send what suspended requests answer in one turn of the loop together."""
+        if not self._pump_is_due:
+            self._pump_is_due = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Do all that can be done now: parse, begin, send, end."""
+        self._pump_is_due = False
+        try:
+            if self._negotiation is not None:
+                self._negotiate(self._negotiation)
+            session = self._session
+            if session is not None and not self._is_ending:
+                session.consume(self._incoming)
+        except ProtocolError as error:
+            _log.info("client disconnected: %s", error)
+            self._is_ending = True
+        self._flush()
+        session = self._session
+        if self._is_ending or (session is not None and session.is_over):
+            self._end_if_idle()
+        else:
+            self._make_room()
+            self._set_reading(not self._is_held())
+
+    def _is_held(self) -> bool:
+        return self._is_blocked if self._session is None else self._session.is_held
+
+    def _set_reading(self, is_reading: bool) -> None:
+        if is_reading == self._is_reading or self._transport is None:
+            return
+        self._is_reading = is_reading
+        if is_reading:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    def _negotiate(self, negotiation: Negotiation) -> None:
+        incoming = self._incoming
+        negotiation.receive(incoming.view[incoming.start : incoming.end])
+        incoming.start = incoming.end = 0
+        while not self._is_blocked and not self._is_ending and self._transport is not None:
+            reply = negotiation.advance()
+            if reply is None:
+                break
+            if reply:
+                self._transport.write(reply)
+        outcome = negotiation.outcome
+        if isinstance(outcome, Ended):
+            _log.info("negotiation ended: %s", outcome.reason or "the client left")
+            self._negotiation = None
+            self._is_ending = True
+        elif isinstance(outcome, Chosen):
+            self._negotiation = None
+            self._begin_session(outcome, negotiation.unconsumed)
+
+    def _begin_session(self, chosen: Chosen, unconsumed: bytes) -> None:
+        if self._handshake_timer is not None:
+            self._handshake_timer.cancel()
+        session = Session(chosen, pool=self._pool, flush=self._flush, notify=self._pump_soon)
+        session.is_blocked = self._is_blocked
+        self._session = session
+        if len(unconsumed) > self._incoming.capacity:
+            self._incoming = ReceiveBuffer(receive_capacity(len(unconsumed), BASE_CAPACITY))
+        self._incoming.append(unconsumed)
+
+    def _handshake_expired(self) -> None:
+        _log.info("client disconnected: it did not finish negotiation in time")
+        self.disconnect()
+
+    def _make_room(self) -> None:
+        """See to it that the rest of the next request fits behind what is there."""
+        incoming = self._incoming
+        start = incoming.start
+        end = incoming.end
+        if start == end and not incoming.pins:
+            incoming.start = incoming.end = 0
+            return
+        needed = BASE_CAPACITY if self._session is None else self._session.needed
+        room = incoming.capacity - end
+        if start + needed <= incoming.capacity and room >= _MINIMUM_ROOM:
+            return
+        if room and start + needed <= incoming.capacity and end - start >= needed:
+            return  # held, not short: what is there is parsed first
+        if not incoming.pins and needed <= incoming.capacity:
+            incoming.compact()
+        if incoming.pins or needed > incoming.capacity or incoming.end == incoming.capacity:
+            self._replace_incoming(max(needed, incoming.end - incoming.start + _MINIMUM_ROOM))
+
+    def _replace_incoming(self, needed: int) -> None:
+        """Go on in another buffer, which takes over what is not parsed."""
+        old = self._incoming
+        capacity = receive_capacity(needed, BASE_CAPACITY)
+        if capacity > BASE_CAPACITY:
+            self._grew()
+        if capacity == BASE_CAPACITY and self._spares:
+            new = self._spares.pop()
+        else:
+            new = ReceiveBuffer(capacity)
+        new.start = new.end = 0
+        new.append(old.view[old.start : old.end])
+        old.start = old.end
+        self._incoming = new
+
+    def _grew(self) -> None:
+        self._grew_lately = True
+        if self._shrink_timer is None:
+            self._shrink_timer = self._call_later(SHRINK_AFTER_S, self._shrink)
+
+    def _shrink(self) -> None:
+        """Give up a grown buffer when it is not needed any more."""
+        self._shrink_timer = None
+        incoming = self._incoming
+        if incoming.capacity == BASE_CAPACITY or self._transport is None:
+            return
+        if self._grew_lately or incoming.start != incoming.end:
+            self._grew()
+            self._grew_lately = False
+        else:
+            self._incoming = ReceiveBuffer(BASE_CAPACITY)
+
+    # Sending
+
+    def _flush(self) -> None:
+        """Send all replies there are, or leave them when the client takes none."""
+        session = self._session
+        if session is None or not session.out:
+            return
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            session.out = []
+            session.out_bytes = 0
+            self._give_back(session.borrowed)
+            return
+        if self._is_blocked:
+            return
+        out = session.out
+        session.out = []
+        session.out_bytes = 0
+        rest = self._write_now(out) if self._descriptor >= 0 else out
+        if rest:
+            self._unsent += session.borrowed
+            session.borrowed.clear()
+            transport.writelines(rest)
+            if not self._is_blocked:
+                self._give_back(self._unsent)
+        elif session.borrowed:
+            self._give_back(session.borrowed)
+
+    def _write_now(self, out: list[Piece]) -> list[Piece]:
+        """Write to the socket without waiting; return what it did not take."""
+        try:
+            for first in range(0, len(out), 1024):
+                batch = out[first : first + 1024] if len(out) > 1024 else out
+                sent = os.writev(self._descriptor, batch)
+                if sent != sum(map(len, batch)):
+                    return _after(batch, sent) + out[first + 1024 :]
+        except BlockingIOError:
+            return out[first:]
+        except OSError:
+            self.disconnect()
+        return []
+
+    def _give_back(self, buffers: list[memoryview]) -> None:
+        for buffer in buffers:
+            self._pool.give_back(buffer)
+        buffers.clear()
+
+    # Ending
+
+    def _end_if_idle(self) -> None:
+        """Close when everything is answered and sent; report the end when all is closed."""
+        self._set_reading(False)
+        session = self._session
+        if session is not None and (session.in_flight or (session.out and self._transport)):
+            return
+        if self._transport is not None:
+            self._descriptor = -1
+            self._transport.close()
+            return
+        on_end, self._on_end = self._on_end, _ignore
+        on_end(self)
+
+
+def _ignore(connection: Connection) -> None:
+    """Take the place of a callback that was called."""
+
+
+def _after(pieces: list[Piece], sent: int) -> list[Piece]:
+    """Return what is left of the pieces behind the first `sent` bytes."""
+    for number, piece in enumerate(pieces):
+        if sent < len(piece):
+            return [memoryview(piece)[sent:], *pieces[number + 1 :]]
+        sent -= len(piece)
+    return []
