@@ -336,13 +336,15 @@ class _Drain:
                 root.hold()
 
     async def settle(self) -> None:
-        """Wait until none of the roots has a request in flight."""
+        """Wait until none of the roots has a request in flight, nor a node one of its own."""
         settled: set[Root] = set()
         # More of them may come while one is awaited.
         while waiting := [root for root in self._held if root not in settled]:
             for root in waiting:
                 await root.idle()
             settled.update(waiting)
+        for node in nodes_above(self._nodes):
+            await node.settled()
 
     def end(self) -> None:
         """Let all of them go on."""
@@ -355,22 +357,22 @@ def is_well_formed_id(name: str) -> bool:
     return _WELL_FORMED.fullmatch(name) is not None
 
 
-def roots_above(nodes: Iterable[Node]) -> list[Root]:
-    """Every root from which requests can reach one of the nodes, each once."""
-    found: dict[Root, None] = {}
-    seen: set[Node] = set()
+def nodes_above(nodes: Iterable[Node]) -> list[Node]:
+    """The nodes themselves and all nodes from which requests can reach them, each once."""
+    seen: dict[Node, None] = {}
     pending = list(nodes)
     while pending:
         node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        for edge in node.parents:
-            if isinstance(edge.parent, Root):
-                found[edge.parent] = None
-            else:
-                pending.append(edge.parent)
-    return list(found)
+        if node not in seen:
+            seen[node] = None
+            pending += [edge.parent for edge in node.parents if isinstance(edge.parent, Node)]
+    return list(seen)
+
+
+def roots_above(nodes: Iterable[Node]) -> list[Root]:
+    """Every root from which requests can reach one of the nodes, each once."""
+    edges = (edge for node in nodes_above(nodes) for edge in node.parents)
+    return list(dict.fromkeys(edge.parent for edge in edges if isinstance(edge.parent, Root)))
 
 
 def cumulative_permissions(node: Node) -> tuple[Permission, Permission]:

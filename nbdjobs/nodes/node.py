@@ -368,6 +368,12 @@ class Node(ABC):
         """
         raise NodeError(errno.ENOTSUP)
 
+    async def settled(self) -> None:
+        """Wait until no request is in flight that the node sent by itself, for nobody above it.
+
+        Comes while all above the node is held back, so that no new one begins.
+        """
+
     async def close(self) -> None:
         """Let go of what the node holds; no request is in flight, no parent is left."""
 

@@ -1,0 +1,181 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""Block jobs: jobs that work on nodes.
+
+A block job is a root of the block graph: it holds edges to its nodes, rules out commands that
+would disturb it, and pauses while the graph changes around it.
+
+Source: QEMU `blockjob.c`; QAPI `block-core.json` (BLOCK_JOB_* events, `BlockdevOnError`).
+"""
+
+from __future__ import annotations
+
+import errno
+from enum import StrEnum
+from typing import Final, assert_never
+
+from nbdjobs.errors import CommandError, ErrorClass, NodeError
+from nbdjobs.jobs.collection import Jobs
+from nbdjobs.jobs.job import Job, JobOptions
+from nbdjobs.jobs.transaction import Transaction
+from nbdjobs.nodes.graph import Graph, Role, Root
+from nbdjobs.nodes.node import Node
+
+
+class OnError(StrEnum):
+    """What a user wants done about an I/O error (QAPI `BlockdevOnError`)."""
+
+    REPORT = "report"
+    IGNORE = "ignore"
+    ENOSPC = "enospc"
+    STOP = "stop"
+    AUTO = "auto"
+
+
+class ErrorAction(StrEnum):
+    """What is done about one (QAPI `BlockErrorAction`)."""
+
+    IGNORE = "ignore"
+    REPORT = "report"
+    STOP = "stop"
+
+
+class IoStatus(StrEnum):
+    """QAPI `BlockDeviceIoStatus`."""
+
+    OK = "ok"
+    FAILED = "failed"
+    NOSPACE = "nospace"
+
+
+_STOP_IF_FULL: Final = (OnError.ENOSPC, OnError.AUTO)
+
+
+def choose_action(policy: OnError, error: int) -> ErrorAction:
+    """What a policy means for an errno."""
+    match policy:
+        case OnError.REPORT:
+            return ErrorAction.REPORT
+        case OnError.IGNORE:
+            return ErrorAction.IGNORE
+        case OnError.STOP:
+            return ErrorAction.STOP
+        case OnError.ENOSPC | OnError.AUTO:
+            return ErrorAction.STOP if error == errno.ENOSPC else ErrorAction.REPORT
+        case other:
+            assert_never(other)
+
+
+def find_block_job(jobs: Jobs, job_id: str) -> BlockJob:
+    """The job for the `block-job-*` commands; `CommandError` if there is none."""
+    job = jobs.find(job_id)
+    if not isinstance(job, BlockJob):
+        raise CommandError(f"Block job '{job_id}' not found", ErrorClass.DEVICE_NOT_ACTIVE)
+    return job
+
+
+class BlockJob(Job, Root):
+    """A job with nodes."""
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        graph: Graph,
+        job_id: str,
+        options: JobOptions,
+        transaction: Transaction | None = None,
+    ):
+        super().__init__(jobs, job_id, options, transaction)
+        self._graph = graph
+        self._io_status = IoStatus.OK
+        self._blocks = f"block device is in use by block job: {self.type}"
+
+    # As a root of the graph
+
+    def describe(self) -> str:
+        """What error messages call it."""
+        return f"block job '{self.id}'"
+
+    def hold(self) -> None:
+        """Pause on behalf of a drained section."""
+        self.add_pause()
+
+    def release(self) -> None:
+        """Take back one `hold`."""
+        self.remove_pause()
+
+    async def idle(self) -> None:
+        """Wait until no request of the job is in flight."""
+        await self.quiet()
+
+    def use(self, name: str, node: Node) -> None:
+        """Hold on to a node and rule out commands that would disturb the job."""
+        self._graph.attach(self, name, node, Role.ROOT)
+        node.block(self._blocks)
+
+    def let_go(self) -> None:
+        """End all uses of nodes."""
+        for edge in list(self.edges.values()):
+            edge.node.unblock(self._blocks)
+            self._graph.detach(edge)
+
+    # Errors
+
+    @property
+    def io_status(self) -> str:
+        """Whether an error stopped the job."""
+        return self._io_status
+
+    def reset_io_status(self) -> None:
+        """A user resumes the job: whether the error is gone, it will see."""
+        self._io_status = IoStatus.OK
+
+    def handle_error(self, policy: OnError, error: NodeError, *, is_read: bool) -> ErrorAction:
+        """Tell users of an I/O error, and pause if the policy says so."""
+        action = choose_action(policy, error.errno)
+        self.emit(
+            "BLOCK_JOB_ERROR",
+            {
+                "device": self.id,
+                "operation": "read" if is_read else "write",
+                "action": str(action),
+            },
+        )
+        if action is ErrorAction.STOP:
+            self.pause_for_user()
+            if self._io_status is IoStatus.OK:
+                is_full = error.errno == errno.ENOSPC
+                self._io_status = IoStatus.NOSPACE if is_full else IoStatus.FAILED
+        return action
+
+    # Verbs of the older commands
+
+    def cancel_block_job(self, *, force: bool = False) -> None:
+        """`block-job-cancel`: like `cancel`, but a paused job has to be forced."""
+        if self.is_user_paused and not force:
+            raise CommandError(f"The block job for device '{self.id}' is currently paused")
+        self.cancel(force=force)
+
+    # Events
+
+    def announce_pending(self) -> None:
+        """Send BLOCK_JOB_PENDING."""
+        self.emit("BLOCK_JOB_PENDING", {"type": str(self.type), "id": self.id})
+
+    def announce_end(self) -> None:
+        """Send BLOCK_JOB_CANCELLED or BLOCK_JOB_COMPLETED."""
+        if self.is_cancelled:
+            self.emit("BLOCK_JOB_CANCELLED", self._outcome())
+        elif self.error is not None:
+            self.emit("BLOCK_JOB_COMPLETED", self._outcome() | {"error": self.error})
+        else:
+            self.emit("BLOCK_JOB_COMPLETED", self._outcome())
+
+    def _outcome(self) -> dict[str, object]:
+        return {
+            "type": str(self.type),
+            "device": self.id,
+            "len": self.total_progress,
+            "offset": self.current_progress,
+            "speed": self.limit.speed,
+        }
