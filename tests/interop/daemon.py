@@ -154,7 +154,9 @@ class Daemon:
 
     def _kill(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
         if hasattr(self, "qmp"):
             self.qmp.close()
 
