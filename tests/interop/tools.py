@@ -73,8 +73,6 @@ def run_for_result(*command: str | Path, **environment: str) -> subprocess.Compl
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        # Where "file" is missing, nbdinfo prints stray bytes as the description of the content.
-        errors="backslashreplace",
         timeout=PATIENCE_S,
         check=False,
     )
