@@ -1,0 +1,140 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""Looking at a disk image before it is served: what it is, how large, and what to call it."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from nbdjobs.cli.exits import CliError
+
+#: How other formats begin. Served as raw bytes such a file would show its metadata as the disk.
+FOREIGN_MAGIC: Final = {
+    b"QFI\xfb": "qcow2",
+    b"KDMV": "vmdk",
+    b"COWD": "vmdk",
+    b"conectix": "vpc",
+    b"vhdxfile": "vhdx",
+    b"QED\0": "qed",
+}
+
+#: QEMU's limit for node names and ids, in characters.
+NODE_NAME_MAX: Final = 31
+
+#: The NBD specification's limit for an export name, in bytes of UTF-8.
+EXPORT_NAME_MAX: Final = 4096
+
+_NODE_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A disk image that can be served.
+
+    Attributes:
+        path: Absolute path.
+        size: Bytes.
+        is_device: A block device rather than a regular file.
+    """
+
+    path: Path
+    size: int
+    is_device: bool
+
+    @property
+    def driver(self) -> str:
+        """The node driver that opens it."""
+        return "host_device" if self.is_device else "file"
+
+
+def look_at(path: Path, *, read_only: bool, is_raw: bool) -> Image:
+    """Open an image once and see whether it can be served.
+
+    Args:
+        path: What the user named.
+        read_only: It need not be writable.
+        is_raw: The user says that it is a raw image, whatever its first bytes look like.
+
+    Raises:
+        CliError: It is missing, something else than a file or block device, not accessible,
+            empty, or in a format that is not served.
+    """
+    text = str(path)
+    if not text.isprintable():
+        raise CliError(f"{text!r} cannot be served: expected a name of printable UTF-8 characters")
+    try:
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            raise CliError(f"'{path}' cannot be served: expected a regular file or a block device")
+        with path.open("rb" if read_only else "r+b", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            start = file.read(8)
+    except OSError as error:
+        raise CliError(_reason(path, error, read_only=read_only)) from error
+    if size == 0:
+        raise CliError(f"'{path}' is empty: expected a disk image (truncate -s 1G makes one)")
+    if not is_raw:
+        _refuse_foreign(path, start)
+    return Image(path=path.absolute(), size=size, is_device=stat.S_ISBLK(mode))
+
+
+def _reason(path: Path, error: OSError, *, read_only: bool) -> str:
+    if isinstance(error, PermissionError) and not read_only:
+        return f"'{path}' cannot be opened for writing ({error.strerror}): try --read-only"
+    return f"'{path}' cannot be opened: {error.strerror}"
+
+
+def _refuse_foreign(path: Path, start: bytes) -> None:
+    for magic, name in FOREIGN_MAGIC.items():
+        if start.startswith(magic):
+            raise CliError(
+                f"'{path}' looks like a {name} image: expected a raw one"
+                " (--format raw serves its bytes as they are)"
+            )
+
+
+def export_names(paths: Sequence[Path], chosen: Sequence[str]) -> list[str]:
+    """Give every image an export name: the chosen ones in order, else the file name's stem.
+
+    Raises:
+        CliError: More names than images, a name that NBD cannot carry, or one name twice.
+    """
+    if len(chosen) > len(paths):
+        raise CliError(
+            f"{len(chosen)} names were given for {len(paths)} image(s): expected at most one each"
+        )
+    names = [*chosen, *(path.stem or path.name for path in paths[len(chosen) :])]
+    for name in names:
+        if len(name.encode(errors="replace")) > EXPORT_NAME_MAX or not (name + ".").isprintable():
+            raise CliError(
+                f"{name!r} cannot be an export name: expected printable characters,"
+                f" at most {EXPORT_NAME_MAX} bytes"
+            )
+        if names.count(name) > 1:
+            twins = " and ".join(
+                f"'{other}'" for other, used in zip(paths, names, strict=True) if used == name
+            )
+            raise CliError(f"{twins} would both be exported as '{name}': give each its own --name")
+    return names
+
+
+def node_name(name: str) -> str:
+    """Turn an export name into a node name: itself where it is one, else close to it and unique.
+
+    `nbdjobs backup` uses the same function, so it finds the node by the export name.
+    """
+    if _NODE_NAME.fullmatch(name) and len(name) <= NODE_NAME_MAX:
+        return name
+    safe = re.sub(r"[^A-Za-z0-9._-]", "-", name)
+    if not re.match(r"[A-Za-z]", safe):
+        safe = f"disk-{safe}"
+    checksum = f"{zlib.crc32(name.encode(errors='replace')):08x}"
+    return f"{safe[: NODE_NAME_MAX - 9]}-{checksum}"

@@ -1,0 +1,121 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""`nbdjobs serve`: disk images over NBD with a control socket, checked and in one line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nbdjobs.cli.images import export_names, look_at, node_name
+from nbdjobs.cli.runtime import (
+    NBD_SUFFIX,
+    QMP_SUFFIX,
+    check_socket_path,
+    private_dir,
+    runtime_dir,
+)
+from nbdjobs.cli.serve_options import (
+    Served,
+    Serving,
+    TcpListen,
+    UnixListen,
+    banner,
+    daemon_options,
+    parse_tcp,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="raw image or device")
+    parser.add_argument(
+        "--name",
+        dest="names",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="export name of the first, second, ... image (default: the file name's stem)",
+    )
+    parser.add_argument("--read-only", action="store_true", help="no client may write")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--tcp",
+        type=_tcp,
+        metavar="[HOST:]PORT",
+        help="listen on TCP; a port alone is for this machine, 0.0.0.0:PORT or [::]:PORT for all",
+    )
+    where.add_argument("--socket", type=Path, metavar="PATH", help="listen on this unix socket")
+    parser.add_argument("--qmp", type=Path, metavar="PATH", help="control socket")
+    parser.add_argument("--direct", action="store_true", help="bypass the page cache (O_DIRECT)")
+    parser.add_argument("--format", choices=["raw"], help="do not look at what the image contains")
+    parser.add_argument(
+        "--max-connections", type=_count, metavar="N", help="NBD clients at once (default: 100)"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until SIGTERM, SIGINT or QMP `quit`; return the exit code.
+
+    Raises:
+        CliError: Something was wrong before anything was started.
+    """
+    # Only a server needs the daemon: `nbdjobs backup` starts quicker without it.
+    from nbdjobs.cli.daemon import daemon_main
+
+    serving = plan(arguments)
+
+    def announce() -> None:
+        if not arguments.quiet:
+            print(*banner(serving), "stop:       Ctrl-C", sep="\n", flush=True)
+
+    return daemon_main(daemon_options(serving), on_ready=announce)
+
+
+def plan(arguments: argparse.Namespace) -> Serving:
+    """Check everything that can be checked before the daemon starts.
+
+    Raises:
+        CliError: An image, name or socket path cannot be used.
+    """
+    names = export_names(arguments.images, arguments.names)
+    images = [
+        look_at(path, read_only=arguments.read_only, is_raw=arguments.format == "raw")
+        for path in arguments.images
+    ]
+    disks = tuple(Served(image, name) for image, name in zip(images, names, strict=True))
+    return Serving(
+        disks=disks,
+        listen=_listen(arguments, node_name(names[0])),
+        qmp=_socket(arguments.qmp, node_name(names[0]) + QMP_SUFFIX),
+        read_only=arguments.read_only,
+        is_direct=arguments.direct,
+        max_connections=arguments.max_connections,
+        is_found=arguments.qmp is None,
+    )
+
+
+def _listen(arguments: argparse.Namespace, stem: str) -> UnixListen | TcpListen:
+    if isinstance(arguments.tcp, TcpListen):
+        return arguments.tcp
+    return UnixListen(_socket(arguments.socket, stem + NBD_SUFFIX))
+
+
+def _socket(chosen: Path | None, name: str) -> Path:
+    path = private_dir(runtime_dir()) / name if chosen is None else chosen.absolute()
+    check_socket_path(path)
+    return path
+
+
+def _tcp(text: str) -> TcpListen:
+    try:
+        return parse_tcp(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of clients: expected 1 or more")
+    return int(text)
