@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -79,7 +80,7 @@ async def connect(options: SocketChardev) -> socket.socket:
     else:
         candidates = await _resolve(options)
         shown = f"{options.host}:{options.port}"
-    failure = OSError(0, "Name or service not known")
+    failure = errno.EADDRNOTAVAIL
     for family, address in candidates:
         peer = socket.socket(family, socket.SOCK_STREAM)
         peer.setblocking(False)
@@ -87,13 +88,13 @@ async def connect(options: SocketChardev) -> socket.socket:
             await loop.sock_connect(peer, address)
         except OSError as error:
             peer.close()
-            failure = error
+            failure = error.errno or failure
         except BaseException:
             peer.close()
             raise
         else:
             return peer
-    raise CommandError(f"Failed to connect to '{shown}': {failure.strerror}")
+    raise CommandError(f"Failed to connect to '{shown}': {os.strerror(failure)}")
 
 
 def remove_socket(listener: socket.socket) -> None:
@@ -136,7 +137,7 @@ def _remove_stale(path: str) -> None:
 async def _listen_tcp(options: SocketChardev) -> list[socket.socket]:
     """Listen on every address of the host that can be had; one is enough."""
     listeners: list[socket.socket] = []
-    failure = OSError(0, "Name or service not known")
+    failure = errno.EADDRNOTAVAIL
     for family, address in await _resolve(options):
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -147,12 +148,12 @@ async def _listen_tcp(options: SocketChardev) -> list[socket.socket]:
             listener.listen(BACKLOG)
         except OSError as error:
             listener.close()
-            failure = error
+            failure = error.errno or failure
         else:
             listener.setblocking(False)
             listeners.append(listener)
     if not listeners:
-        raise CommandError(f"Failed to bind socket: {failure.strerror}") from failure
+        raise CommandError(f"Failed to bind socket: {os.strerror(failure)}")
     return listeners
 
 

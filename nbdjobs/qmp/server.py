@@ -88,7 +88,8 @@ class QmpServer:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-        await self._tasks.__aexit__(exc_type, exc, traceback)
+        # No session lets an error out, so what the body raised can stay what it is.
+        await self._tasks.__aexit__(None, None, None)
 
     async def open(self, options: SocketChardev, *, pretty: bool = False) -> list[socket.socket]:
         """Serve QMP on a socket, from now until the server closes.
@@ -142,7 +143,8 @@ class QmpServer:
             remove_socket(listener)
             server.close()
         self._listeners.clear()
-        for task in self._connections.values():
+        for connection, task in self._connections.items():
+            connection.is_ended = True
             task.cancel()
 
     def _accept(
@@ -166,7 +168,12 @@ class QmpServer:
 
 
 class _Connection:
-    """A session on its socket."""
+    """A session on its socket.
+
+    Attributes:
+        is_ended: Nothing more is executed; set before the task is cancelled, because `quit`
+            is itself executed in it and the next command would still have its turn.
+    """
 
     def __init__(
         self,
@@ -181,6 +188,7 @@ class _Connection:
         self._reader = reader
         self._writer = writer
         self._limits = limits
+        self.is_ended = False
         self._queue: asyncio.Queue[Parsed | JsonError | None] = asyncio.Queue(limits.queued)
 
     async def run(self) -> None:
@@ -223,7 +231,7 @@ class _Connection:
     async def _answer(self) -> None:
         """Answer in order; once the client is gone, execute no more of what it asked."""
         while (message := await self._queue.get()) is not None:
-            if self._writer.is_closing():
+            if self.is_ended or self._writer.is_closing():
                 continue
             self._writer.write(await self._session.answer(message, self._context))
             try:
