@@ -57,17 +57,54 @@ def receive_capacity(needed: int, base: int) -> int:
     return min(1 << (needed - 1).bit_length(), MAX_RECEIVE)
 
 
+SCRATCH: Final = 512 * 1024
+"""Bytes of small reads in one batch that share one mapping."""
+
+
 class BufferPool:
-    """Large buffers for reads, kept for the next one up to a total of bytes.
+    """Buffers for reads, shared by all connections of a server.
+
+    Large ones are kept for the next read up to a total of bytes. Small ones are cut from one
+    scratch mapping, which is free again as soon as the batch of requests that used it is sent:
+    the same warm memory serves every batch. When something of a batch lives on, because a read
+    had to wait or the client did not take the replies, the mapping is left to it.
 
     Args:
-        limit: Most bytes kept while unused.
+        limit: Most bytes of large buffers kept while unused.
     """
 
     def __init__(self, limit: int):
         self._limit = limit
         self._kept = 0
         self._free: dict[int, list[memoryview]] = {}
+        self._scratch = memoryview(mmap(-1, SCRATCH))
+        self._scratch_used = 0
+        self._is_scratch_needed = False
+
+    def scratch(self, length: int) -> memoryview:
+        """Return a small buffer with arbitrary content, to be used within this batch.
+
+        `end_batch` has to follow before the event loop goes on.
+        """
+        start = self._scratch_used
+        end = start + length
+        if end > SCRATCH:
+            self._scratch = memoryview(mmap(-1, SCRATCH))
+            start, end = 0, length
+        self._scratch_used = end
+        return self._scratch[start:end]
+
+    def keep_scratch(self) -> None:
+        """Say that scratch buffers of this batch are used longer."""
+        self._is_scratch_needed = True
+
+    def end_batch(self) -> None:
+        """Use scratch memory again from its start."""
+        if self._is_scratch_needed:
+            self._is_scratch_needed = False
+            if self._scratch_used:
+                self._scratch = memoryview(mmap(-1, SCRATCH))
+        self._scratch_used = 0
 
     def take(self, length: int) -> memoryview:
         """Return a buffer of exactly `length` bytes with arbitrary content."""

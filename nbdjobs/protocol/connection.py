@@ -147,14 +147,14 @@ class Connection(asyncio.BufferedProtocol):
         """Stop: the client does not take its replies."""
         self._is_blocked = True
         if self._session is not None:
-            self._session.is_blocked = True
+            self._session.set_blocked(True)
 
     def resume_writing(self) -> None:
         """Go on: everything is sent."""
         self._is_blocked = False
         self._give_back(self._unsent)
         if self._session is not None:
-            self._session.is_blocked = False
+            self._session.set_blocked(False)
         self._pump_soon()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -182,12 +182,13 @@ class Connection(asyncio.BufferedProtocol):
             if self._negotiation is not None:
                 self._negotiate(self._negotiation)
             session = self._session
-            if session is not None and not self._is_ending:
+            if session is not None and not self._is_ending and not session.is_over:
                 session.consume(self._incoming)
         except ProtocolError as error:
             _log.info("client disconnected: %s", error)
             self._is_ending = True
         self._flush()
+        self._pool.end_batch()
         session = self._session
         if self._is_ending or (session is not None and session.is_over):
             self._end_if_idle()
@@ -230,7 +231,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._handshake_timer is not None:
             self._handshake_timer.cancel()
         session = Session(chosen, pool=self._pool, flush=self._flush, notify=self._pump_soon)
-        session.is_blocked = self._is_blocked
+        session.set_blocked(self._is_blocked)
         self._session = session
         if len(unconsumed) > self._incoming.capacity:
             self._incoming = ReceiveBuffer(receive_capacity(len(unconsumed), BASE_CAPACITY))
@@ -305,6 +306,7 @@ class Connection(asyncio.BufferedProtocol):
             self._give_back(session.borrowed)
             return
         if self._is_blocked:
+            self._pool.keep_scratch()
             return
         out = session.out
         session.out = []
@@ -313,6 +315,7 @@ class Connection(asyncio.BufferedProtocol):
         if rest:
             self._unsent += session.borrowed
             session.borrowed.clear()
+            self._pool.keep_scratch()
             transport.writelines(rest)
             if not self._is_blocked:
                 self._give_back(self._unsent)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 _BACKLOG: Final = 128
+_UNIX_SEND_BUFFER: Final = 2 * 1024 * 1024
 
 _log = logging.getLogger(__name__)
 
@@ -134,6 +135,8 @@ def bind_tcp(host: str | None, port: int) -> list[socket.socket]:
 def prepare_client(sock: socket.socket) -> None:
     """Send small replies at once, and notice clients whose machine is gone."""
     if sock.family == socket.AF_UNIX:
+        # The default holds less than two replies of 128 KiB; the kernel lowers what is too much.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNIX_SEND_BUFFER)
         return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

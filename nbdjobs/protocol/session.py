@@ -111,7 +111,7 @@ class Session:
         out: Replies to send, in order.
         out_bytes: Payload bytes in `out`.
         borrowed: Buffers of the pool in `out`, to be given back when sent.
-        is_blocked: Set by the connection while the client does not take replies.
+        is_held: Whether nothing new may begin now.
         is_over: No further request is taken: the client said goodbye, or broke a rule.
         needed: Bytes, counted from the start of what is not parsed, that make the next
             request whole.
@@ -130,7 +130,7 @@ class Session:
         self.out: list[Piece] = []
         self.out_bytes = 0
         self.borrowed: list[memoryview] = []
-        self.is_blocked = False
+        self.is_held = False
         self.is_over = False
         self.needed = 0
         self._backend = export.backend
@@ -143,6 +143,7 @@ class Session:
         self._flush = flush
         self._notify = notify
         self._in_batch = False
+        self._is_blocked = False
         self._bytes_in_flight = 0
         self._tasks: set[asyncio.Task[None]] = set()
         is_extended = chosen.style is HeaderStyle.EXTENDED
@@ -155,12 +156,14 @@ class Session:
         """How many requests are begun and not answered."""
         return len(self._tasks)
 
-    @property
-    def is_held(self) -> bool:
-        """Whether nothing new may begin now."""
-        return (
-            self.is_blocked
-            or self.is_over
+    def set_blocked(self, is_blocked: bool) -> None:
+        """Say whether the client takes replies; while it does not, nothing new begins."""
+        self._is_blocked = is_blocked
+        self._update_held()
+
+    def _update_held(self) -> None:
+        self.is_held = (
+            self._is_blocked
             or len(self._tasks) >= MAX_REQUESTS
             or self._bytes_in_flight >= MAX_BYTES
         )
@@ -182,6 +185,7 @@ class Session:
         is_extended = self._style is HeaderStyle.EXTENDED
         size = self._backend.size
         maximum = self.export.maximum_payload
+        alignment_mask = self._alignment_mask
         view = buffer.view
         position = buffer.start
         end = buffer.end
@@ -209,7 +213,18 @@ class Session:
                 if command == _DISC:
                     self.is_over = True
                     break
-                refusal = self._refusal(command, flags, offset, length, payload, size)
+                is_plain_read = (
+                    command == _READ
+                    and not flags
+                    and length <= maximum
+                    and offset + length <= size
+                    and not (offset | length) & alignment_mask
+                )
+                refusal = (
+                    None
+                    if is_plain_read
+                    else self._refusal(command, flags, offset, length, payload, size)
+                )
                 if refusal is not None:
                     self._refuse(cookie, offset, *refusal)
                 else:
@@ -331,14 +346,17 @@ class Session:
     ) -> None:
         """Count a request that had to wait, until it ends."""
         cost = length if command == _READ or payload is not None else 0
+        self._pool.keep_scratch()
         buffer.pins += 1
         self._bytes_in_flight += cost
         self._tasks.add(task)
+        self._update_held()
 
         def ended(task: asyncio.Task[None]) -> None:
             buffer.pins -= 1
             self._bytes_in_flight -= cost
             self._tasks.discard(task)
+            self._update_held()
             self._notify()
 
         task.add_done_callback(ended)
@@ -361,9 +379,11 @@ class Session:
         self.out.append(self._replies.error(cookie, offset, nbd_error(number), message, at))
 
     def _take_buffer(self, length: int) -> memoryview:
-        if length < POOLED_FROM:
-            return memoryview(bytearray(length))
-        return self._pool.take(length)
+        if length >= POOLED_FROM:
+            return self._pool.take(length)
+        if self._in_batch:
+            return self._pool.scratch(length)
+        return memoryview(bytearray(length))
 
     async def _read(self, cookie: int, offset: int, length: int) -> None:
         if not length:
