@@ -21,8 +21,8 @@ CLUSTER: Final = 64 << 10
 #: So slow that the job outlasts the client's writes (bytes per second).
 LIMITED_SPEED: Final = 64 << 20
 
-#: The client touches every fourth cluster or so: nearly each of its writes is the first one there.
-WRITES_PER_CLUSTER: Final = 0.25
+#: Writes go anywhere, so that most of them are the first in their cluster and need its copy.
+WRITES_PER_CLUSTER: Final = 0.5
 
 RANDOM_WRITES: Final = fio.Load("randwrite", 4 << 10, depth=16)
 

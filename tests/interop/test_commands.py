@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.interop.conftest import DISK_SIZE, MIB, PART, Connect
-from tests.interop.daemon import Daemon, Disk, is_ours
+from tests.interop.conftest import DISK_SIZE, MIB, PART, Connect, StartDaemon
+from tests.interop.daemon import Daemon, Disk, is_ours, unix_server
 from tests.interop.tools import run
 
 ALLOCATION = "base:allocation"
@@ -328,3 +329,23 @@ def test_nbdsh_speaks_all_commands(daemon: Daemon, disk: Disk) -> None:
     system = "/usr/bin:/bin"
     run("nbdsh", "--base-allocation", "--uri", daemon.uri("disk0"), "-c", lines, PATH=system)
     assert disk.content(0, 1024) == b"s" * 512 + bytes(512)
+
+
+def test_offsets_and_lengths_beyond_32_bits(
+    start_daemon: StartDaemon, tmp_path: Path, connect: Connect
+) -> None:
+    tib = 1 << 40
+    huge = Disk(tmp_path / "huge.img")
+    with huge.path.open("wb") as file:
+        file.truncate(2 * tib)
+    daemon = start_daemon(*huge.blockdev(discard="unmap"), *unix_server(), *huge.export())
+    handle = connect(daemon, prepare=with_allocation)
+    assert handle.get_size() == 2 * tib
+
+    handle.pwrite(b"h" * 4096, tib + 512)
+    assert bytes(handle.pread(4608, tib)) == bytes(512) + b"h" * 4096
+    assert huge.content(tib + 512, 4096) == b"h" * 4096
+    handle.zero(3 << 30, tib)
+    handle.trim(3 << 30, tib)
+    assert bytes(handle.pread(4608, tib)) == bytes(4608)
+    assert extents(handle, 3 << 30, tib)[0][1] == 3
