@@ -5,7 +5,7 @@
 Tokens are gathered until their brackets balance, then parsed in one go. A message that
 cannot be parsed yields an error in its place, and the stream goes on with the next.
 
-Source: behaviour of qemu-storage-daemon 7.2 on its QMP socket (tests/qmp/test_wire_interop.py).
+Source: behaviour of qemu-storage-daemon 7.2 on its QMP socket (tests/interop/test_qmp_texts.py).
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ class JsonLimits:
     Attributes:
         depth: Nested objects and arrays. QEMU allows 1024; ours leaves room on Python's
             stack for whoever walks the value, and no QAPI type needs a tenth of it.
-        tokens: Tokens. QEMU allows 2 Mi, which would be hundreds of megabytes here.
+        tokens: Tokens. QEMU allows 2 Mi, which would be hundreds of megabytes here, and
+            parsing them in one go would hold up the event loop.
         size: Bytes, white space apart. QEMU allows 64 MiB.
     """
 
     depth: int = 128
-    tokens: int = 128 * 1024
+    tokens: int = 64 * 1024
     size: int = 8 * 1024 * 1024
 
 

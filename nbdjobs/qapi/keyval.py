@@ -11,7 +11,8 @@ The result is nested dicts and lists of strings, which the visitor turns into ty
 
 The first parameter may lack its key when the option has an implied one (`raw,file=...`).
 
-Source: QEMU docs/system/qemu-manpage (option syntax); error texts of qemu-storage-daemon 7.2.
+Source: behaviour and error texts of qemu-storage-daemon 7.2
+(tests/interop/test_qapi_texts.py).
 """
 
 from __future__ import annotations

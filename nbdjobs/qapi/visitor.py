@@ -8,7 +8,7 @@ the path from the root (`file.cache.direct`, `children[0]`) and, for a value of 
 JSON type that is still not allowed, only the member's own name. A list element has no name
 of its own and is called `null`.
 
-Source: error texts of qemu-storage-daemon 7.2 (tests/qapi/test_visitor_interop.py).
+Source: error texts of qemu-storage-daemon 7.2 (tests/interop/test_qapi_texts.py).
 """
 
 from __future__ import annotations

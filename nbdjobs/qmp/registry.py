@@ -43,8 +43,8 @@ class Command(Generic[P, R]):
         name: QMP name.
         features: QAPI features shown in the schema.
         allow_oob: It may be executed out of band: it must not wait for anything.
-        is_negotiation: It acts on the session instead of the daemon, and is the one command
-            that a session takes before negotiation is complete.
+        is_on_session: It acts on the client's session instead of the daemon.
+        is_negotiation: A session takes it before negotiation is complete, and nothing else.
     """
 
     def __init__(
@@ -54,11 +54,13 @@ class Command(Generic[P, R]):
         *,
         features: tuple[str, ...],
         allow_oob: bool,
+        is_on_session: bool,
         is_negotiation: bool,
     ) -> None:
         self.name: Final = name
         self.features: Final = features
         self.allow_oob: Final = allow_oob
+        self.is_on_session: Final = is_on_session
         self.is_negotiation: Final = is_negotiation
         self._function = function
 
@@ -109,6 +111,7 @@ def command(
     *,
     features: tuple[str, ...] = (),
     allow_oob: bool = False,
+    is_on_session: bool = False,
     is_negotiation: bool = False,
 ) -> Callable[[Callable[P, R]], Command[P, R]]:
     """Make a function the command `name`; see `Command` for the arguments."""
@@ -119,6 +122,7 @@ def command(
             function,
             features=features,
             allow_oob=allow_oob,
+            is_on_session=is_on_session,
             is_negotiation=is_negotiation,
         )
 

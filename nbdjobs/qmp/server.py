@@ -28,8 +28,8 @@ from nbdjobs.qmp.wire import encode
 
 logger = logging.getLogger(__name__)
 
-READ_SIZE: Final = 64 * 1024
-"""Bytes taken from a socket at once."""
+READ_SIZE: Final = 16 * 1024
+"""Bytes taken from a socket at once; parsing them holds the event loop for some milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +219,8 @@ class _Connection:
                     self._writer.write(await self._session.answer(message, self._context))
                 else:
                     await self._queue.put(message)
+            # Bytes that are here already would be read without a turn for anybody else.
+            await asyncio.sleep(0)
         await self._queue.put(None)
 
     async def _receive(self) -> bytes:

@@ -114,5 +114,5 @@ class Session:
         command = self.registry.find(request.name)
         if request.is_out_of_band and not command.allow_oob:
             raise CommandError(f"The command {request.name} does not support OOB")
-        target = self if command.is_negotiation else context
+        target = self if command.is_on_session else context
         return await command.execute(target, request.arguments)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdjobs.errors import CommandError
+from nbdjobs.qapi.jsonparse import DEFAULT_LIMITS, parse_json
 from nbdjobs.qapi.keyval import parse_option
 from nbdjobs.qapi.types import NULL
 from nbdjobs.qapi.visitor import to_qapi, visit
@@ -110,6 +111,13 @@ def test_numbers_may_be_integers() -> None:
             "Invalid parameter type for 'ratio', expected: number"
         )
     assert refusal(toy.Odd, {"ratio": True}).endswith("expected: number")
+
+
+def test_options_nested_as_deep_as_json_may_be_are_read() -> None:
+    depth = DEFAULT_LIMITS.depth - 1
+    text = '{"driver":"raw","file":' * depth + '"x"' + "}" * depth
+    node = visit(toy.Blockdev, parse_json(text))
+    assert to_qapi(node)["driver"] == "raw"
 
 
 def test_names_of_their_own_are_used_both_ways() -> None:

@@ -119,6 +119,23 @@ def test_a_long_command_holds_up_its_own_session_only(tmp_path: Path) -> None:
     play(tmp_path, scenario)
 
 
+def test_a_flood_of_commands_waits_its_turn(tmp_path: Path) -> None:
+    async def scenario(running: Running) -> None:
+        flood, other = await running.connect(), await running.connect()
+        texts = [str(number) for number in range(1000)]
+        flood.send("toy-hold", text="first")
+        await running.context.entered.wait()
+        for text in texts:
+            flood.send("toy-echo", text=text)
+        await other.ask("toy-open")
+        assert await flood.read() == {"return": {}}
+        for text in texts:
+            assert await flood.read() == {"return": {"text": text}}
+        assert running.context.log == ["first", *texts]
+
+    play(tmp_path, scenario)
+
+
 def test_an_out_of_band_command_overtakes(tmp_path: Path) -> None:
     async def scenario(running: Running) -> None:
         client = await running.connect(negotiate=False)

@@ -149,6 +149,14 @@ def test_replies_do_not_depend_on_the_pieces(messages: list[bytes]) -> None:
     assert talk(data) == talk(*[data[i : i + 1] for i in range(len(data))])
 
 
+@given(st.binary(max_size=80))
+def test_any_bytes_get_replies_that_clients_can_read(data: bytes) -> None:
+    for reply in talk(NEGOTIATE, data):
+        assert reply.isascii()
+        assert reply.endswith(b"\r\n")
+        assert ("return" in json.loads(reply)) ^ ("error" in json.loads(reply))
+
+
 def test_two_commands_of_one_name_are_refused() -> None:
     with pytest.raises(TypeError, match="toy-echo is declared twice"):
         Registry([toy_echo, toy_echo])

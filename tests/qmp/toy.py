@@ -29,10 +29,6 @@ class ToyContext:
         self.gate = asyncio.Event()
         self.has_quit = False
 
-    @property
-    def registry(self) -> Registry:
-        return TOY_REGISTRY
-
     def quit(self) -> None:
         self.has_quit = True
 

@@ -11,17 +11,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from nbdjobs.qapi.schema import SchemaInfo
-from nbdjobs.qmp.registry import Registry, command
+from nbdjobs.qmp.registry import command
 from nbdjobs.qmp.session import Capability, Session
 from nbdjobs.qmp.version import VERSION, VersionInfo
 
 
 class CoreContext(Protocol):
     """What these commands need of the daemon."""
-
-    @property
-    def registry(self) -> Registry:
-        """The commands and events that the daemon serves."""
 
     def quit(self) -> None:
         """Begin to shut down; the reply to the command still goes out."""
@@ -41,7 +37,7 @@ class CommandInfo:
     name: str
 
 
-@command("qmp_capabilities", is_negotiation=True)
+@command("qmp_capabilities", is_on_session=True, is_negotiation=True)
 def qmp_capabilities(session: Session, arguments: QmpCapabilities) -> None:
     """Complete the negotiation of a session."""
     session.negotiate(arguments.enable)
@@ -53,10 +49,10 @@ def query_version(context: CoreContext) -> VersionInfo:
     return VERSION
 
 
-@command("query-commands")
-def query_commands(context: CoreContext) -> list[CommandInfo]:
+@command("query-commands", is_on_session=True)
+def query_commands(session: Session) -> list[CommandInfo]:
     """List the commands by name."""
-    return [CommandInfo(name=name) for name in context.registry.commands]
+    return [CommandInfo(name=name) for name in session.registry.commands]
 
 
 @command("quit")
@@ -65,7 +61,7 @@ def quit_(context: CoreContext) -> None:
     context.quit()
 
 
-@command("query-qmp-schema")
-def query_qmp_schema(context: CoreContext) -> list[SchemaInfo]:
+@command("query-qmp-schema", is_on_session=True)
+def query_qmp_schema(session: Session) -> list[SchemaInfo]:
     """Describe all commands and events."""
-    return context.registry.schema
+    return session.registry.schema
