@@ -8,5 +8,11 @@ from types import ModuleType
 from typing import Final
 
 from nbdjobs.qmp.commands import core
+from nbdjobs.qmp.registry import Registry, commands_of
 
 GROUPS: Final[tuple[ModuleType, ...]] = (core,)
+
+EVENTS: Final[tuple[type, ...]] = ()
+"""Dataclasses under `@event`, from the modules that emit them."""
+
+REGISTRY: Final = Registry(commands_of(*GROUPS), EVENTS)

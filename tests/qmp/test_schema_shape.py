@@ -1,0 +1,105 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from nbdjobs.qapi.schema import CommandShape, build_schema
+from nbdjobs.qapi.visitor import to_qapi
+from tests.qapi import toy_types as toy
+from tests.qmp.schema_shape import shape_of
+
+Schema = list[dict[str, Any]]
+
+SCHEMA: Schema = to_qapi(build_schema([CommandShape("add", toy.Blockdev, None)], []))
+
+
+def entry(schema: Schema, meta_type: str, **having: object) -> dict[str, Any]:
+    """The first entry of a kind that has these values."""
+    return next(
+        each for each in schema if each["meta-type"] == meta_type and having.items() <= each.items()
+    )
+
+
+def renamed(schema: Schema) -> Schema:
+    """The same schema with other type names in another order."""
+    text = {each["name"]: f"t{each['name']}" for each in schema if each["name"].isdigit()}
+
+    def change(value: Any) -> Any:
+        match value:
+            case dict():
+                return {key: change(held) for key, held in value.items()}
+            case list():
+                return [change(held) for held in value]
+            case str() if value.startswith("["):
+                return f"[{text.get(value[1:-1], value[1:-1])}]"
+        return text.get(value, value) if isinstance(value, str) else value
+
+    changed: Schema = change(schema)
+    return changed[::-1]
+
+
+def test_type_names_and_order_do_not_count() -> None:
+    assert shape_of(renamed(SCHEMA), "add") == shape_of(SCHEMA, "add")
+
+
+def drop_a_word(schema: Schema) -> None:
+    entry(schema, "enum", values=["ignore", "unmap"])["members"].pop()
+
+
+def require_a_member(schema: Schema) -> None:
+    members = entry(schema, "object", tag="driver")["members"]
+    del next(each for each in members if each["name"] == "node-name")["default"]
+
+
+def drop_a_case(schema: Schema) -> None:
+    entry(schema, "object", tag="driver")["variants"].pop()
+
+
+def drop_a_feature(schema: Schema) -> None:
+    entry(schema, "object", features=["dynamic-auto-read-only"])["features"].clear()
+
+
+def change_a_type(schema: Schema) -> None:
+    members = entry(schema, "object", tag="driver")["members"]
+    next(each for each in members if each["name"] == "node-name")["type"] = "int"
+
+
+def drop_a_branch(schema: Schema) -> None:
+    entry(schema, "alternate")["members"].pop()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        drop_a_word,
+        require_a_member,
+        drop_a_case,
+        drop_a_feature,
+        change_a_type,
+        drop_a_branch,
+    ],
+)
+def test_every_difference_counts(change: Callable[[Schema], None]) -> None:
+    changed = copy.deepcopy(SCHEMA)
+    change(changed)
+    assert shape_of(changed, "add") != shape_of(SCHEMA, "add")
+
+
+def test_what_may_differ_is_named() -> None:
+    changed = copy.deepcopy(SCHEMA)
+    union = entry(changed, "object", tag="driver")
+    union["variants"] = [each for each in union["variants"] if each["case"] != "raw"]
+    tag = entry(changed, "enum", values=list(toy.BLOCKDEVS))
+    tag["members"] = [each for each in tag["members"] if each["name"] != "raw"]
+
+    def without(path: str) -> bool:
+        return path.endswith("driver.raw")
+
+    assert shape_of(changed, "add") != shape_of(SCHEMA, "add")
+    assert shape_of(changed, "add", without=without) == shape_of(SCHEMA, "add", without=without)
