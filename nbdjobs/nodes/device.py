@@ -65,6 +65,7 @@ class Device(Root):
     Attributes:
         name: What commands call it, or "" for one that only its user knows.
         accounting: What its user did.
+        is_writethrough: Every write returns only when it is on stable storage.
     """
 
     def __init__(
@@ -75,11 +76,13 @@ class Device(Root):
         name: str = "",
         needed: Permission = Permission.CONSISTENT_READ,
         shared: Permission = _ALL_BUT_RESIZE,
+        is_writethrough: bool = False,
     ):
         """Attach to `node`; by default as a reader to whom the size must not change."""
         super().__init__()
         self.name = name
         self.accounting = Accounting()
+        self.is_writethrough = is_writethrough
         self._reads = self.accounting.read
         self._writes = self.accounting.write
         self._graph = graph
@@ -206,7 +209,7 @@ class Device(Root):
         try:
             if offset < 0 or end > node.size:
                 raise _OutOfBoundsError(offset, length)
-            await node.pwrite(offset, data, fua=fua)
+            await node.pwrite(offset, data, fua=fua or self.is_writethrough)
         except BaseException as error:
             self._fail(account, begun, error)
             raise
@@ -234,7 +237,11 @@ class Device(Root):
             offset,
             length,
             lambda node: node.pwrite_zeroes(
-                offset, length, fua=fua, may_unmap=may_unmap, fast_only=fast_only
+                offset,
+                length,
+                fua=fua or self.is_writethrough,
+                may_unmap=may_unmap,
+                fast_only=fast_only,
             ),
         )
         end = offset + length
@@ -246,7 +253,7 @@ class Device(Root):
             self.accounting.unmap,
             offset,
             length,
-            lambda node: node.pdiscard(offset, length, fua=fua),
+            lambda node: node.pdiscard(offset, length, fua=fua or self.is_writethrough),
         )
 
     async def flush(self) -> None:

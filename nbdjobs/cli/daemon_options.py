@@ -1,0 +1,136 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's command line: qemu-storage-daemon's options, kept in the order they came in.
+
+Source: QEMU docs/tools/qemu-storage-daemon.rst.
+"""
+
+from __future__ import annotations
+
+import getopt
+from dataclasses import dataclass
+from typing import Final
+
+USAGE: Final = """\
+Usage: nbdjobs daemon [options]
+Serve block nodes over NBD, steered over QMP; the options are those of qemu-storage-daemon.
+
+  -h, --help             show this help and exit
+  -V, --version          show the version and exit
+
+Options that take effect in the order in which they are given:
+
+  --blockdev [driver=]<driver>[,node-name=<N>][,discard=ignore|unmap]
+             [,cache.direct=on|off][,cache.no-flush=on|off]
+             [,read-only=on|off][,auto-read-only=on|off][,force-share=on|off]
+             [,detect-zeroes=on|off|unmap][,<options of the driver>...]
+                         add a block node
+  --chardev socket,id=<id>,path=<path>[,server=on|off][,wait=on|off]
+  --chardev socket,id=<id>,host=<host>,port=<port>[,server=on|off][,wait=on|off]
+            [,ipv4=on|off][,ipv6=on|off]
+                         make a socket for a monitor
+  --export [type=]nbd,id=<id>,node-name=<node-name>[,name=<export-name>]
+           [,writable=on|off][,description=<text>]
+                         export a block node over NBD (needs --nbd-server first)
+  --monitor [chardev=]<id>[,mode=control][,pretty=on|off]
+                         run a QMP monitor on a socket
+  --nbd-server addr.type=inet,addr.host=<host>,addr.port=<port>[,max-connections=<n>]
+  --nbd-server addr.type=unix,addr.path=<path>[,max-connections=<n>]
+                         start the NBD server
+  --object <type>,id=<id>[,<property>=<value>...]
+                         make an object: secret, iothread
+
+The value of --blockdev, --export, --monitor, --nbd-server and --object may also be JSON.
+
+Options that hold for the whole run:
+
+  --daemonize            go to the background once everything is set up
+  --pidfile <path>       write the process id to a file once everything is set up
+"""
+
+_LONG: Final = (
+    "blockdev=",
+    "chardev=",
+    "daemonize",
+    "export=",
+    "help",
+    "monitor=",
+    "nbd-server=",
+    "object=",
+    "pidfile=",
+    "version",
+)
+
+
+class UsageError(Exception):
+    """The command line itself is wrong; its text is for the user, the exit code is 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One option that sets something up.
+
+    Attributes:
+        option: Name without dashes, such as "blockdev".
+        text: Its value as the user wrote it.
+    """
+
+    option: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommandLine:
+    """A whole command line.
+
+    Attributes:
+        steps: What to set up, in order.
+        is_daemonized: Whether to go to the background afterwards.
+        pidfile: Where to write the process id, or None.
+        wants_help: Show the help and do nothing else.
+        wants_version: Show the version and do nothing else.
+    """
+
+    steps: tuple[Step, ...] = ()
+    is_daemonized: bool = False
+    pidfile: str | None = None
+    wants_help: bool = False
+    wants_version: bool = False
+
+
+def parse_command_line(arguments: list[str]) -> CommandLine:
+    """Take the command line apart, without looking into the options' values.
+
+    Raises:
+        UsageError: An unknown option, a missing value, or a word that is no option.
+    """
+    try:
+        found, rest = getopt.getopt(arguments, "hV", list(_LONG))
+    except getopt.GetoptError as error:
+        raise UsageError(_describe(error)) from error
+    if rest:
+        raise UsageError(f"{rest[0]}: Unexpected argument")
+    options = [(name.lstrip("-"), text) for name, text in found]
+    names = {name for name, _ in options}
+    pidfiles = [text for name, text in options if name == "pidfile"]
+    return CommandLine(
+        steps=tuple(Step(name, text) for name, text in options if name in SETTING_UP),
+        is_daemonized="daemonize" in names,
+        pidfile=pidfiles[-1] if pidfiles else None,
+        wants_help=not names.isdisjoint({"h", "help"}),
+        wants_version=not names.isdisjoint({"V", "version"}),
+    )
+
+
+SETTING_UP: Final = frozenset({"blockdev", "chardev", "export", "monitor", "nbd-server", "object"})
+
+
+def _describe(error: getopt.GetoptError) -> str:
+    dashed = f"--{error.opt}" if len(error.opt) > 1 else f"-{error.opt}"
+    if "requires argument" in error.msg:
+        return f"option '{dashed}' requires an argument"
+    if "not a unique prefix" in error.msg:
+        return f"option '{dashed}' is ambiguous"
+    if "must not have an argument" in error.msg:
+        return f"option '{dashed}' doesn't allow an argument"
+    return f"unrecognized option '{dashed}'"

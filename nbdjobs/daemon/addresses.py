@@ -1,0 +1,195 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""Socket addresses as QAPI writes them, in the flat and in the older nested form."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from dataclasses import dataclass
+from typing import Any, Final
+
+from nbdjobs.errors import CommandError
+from nbdjobs.qapi.types import Uint16, flat_union
+
+
+@flat_union("type", lambda: {"inet": InetSocketAddress, "unix": UnixSocketAddress})
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketAddress:
+    """Where to listen (QAPI `SocketAddress`)."""
+
+    type: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InetSocketAddress(SocketAddress):
+    """A TCP address.
+
+    Attributes:
+        host: Name or number; "" is every interface.
+        port: Number or service name.
+        numeric: Do not look names up.
+        to: Try the ports from `port` up to this one.
+        ipv4: Whether IPv4 may be used; None leaves it to the host name.
+        ipv6: Likewise for IPv6.
+        keep_alive: Whether the kernel probes idle peers.
+    """
+
+    host: str
+    port: str
+    numeric: bool | None = None
+    to: Uint16 | None = None
+    ipv4: bool | None = None
+    ipv6: bool | None = None
+    keep_alive: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnixSocketAddress(SocketAddress):
+    """A socket in the file system."""
+
+    path: str
+
+
+@flat_union("type", lambda: {"inet": LegacyInetAddress, "unix": LegacyUnixAddress})
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketAddressLegacy:
+    """The older form, with the members below `data` (QAPI `SocketAddressLegacy`)."""
+
+    type: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InetSocketAddressBase:
+    """The members of a TCP address."""
+
+    host: str
+    port: str
+    numeric: bool | None = None
+    to: Uint16 | None = None
+    ipv4: bool | None = None
+    ipv6: bool | None = None
+    keep_alive: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnixSocketAddressBase:
+    """The members of a socket in the file system."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegacyInetAddress(SocketAddressLegacy):
+    """A TCP address in the older form."""
+
+    data: InetSocketAddressBase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegacyUnixAddress(SocketAddressLegacy):
+    """A socket in the file system in the older form."""
+
+    data: UnixSocketAddressBase
+
+
+def flattened(address: SocketAddressLegacy) -> SocketAddress:
+    """The same address in today's form."""
+    if isinstance(address, LegacyUnixAddress):
+        return UnixSocketAddress(type="unix", path=address.data.path)
+    assert isinstance(address, LegacyInetAddress)
+    data = address.data
+    return InetSocketAddress(
+        type="inet",
+        host=data.host,
+        port=data.port,
+        numeric=data.numeric,
+        to=data.to,
+        ipv4=data.ipv4,
+        ipv6=data.ipv6,
+        keep_alive=data.keep_alive,
+    )
+
+
+async def bind(address: InetSocketAddress) -> list[socket.socket]:
+    """Bind all that a TCP address stands for.
+
+    Raises:
+        CommandError: The name means nothing or cannot be bound, in QEMU's words; then nothing
+            stays bound.
+    """
+    bound: list[socket.socket] = []
+    failure: OSError | None = None
+    for family, kind, protocol, _, where in await _resolve(address):
+        try:
+            bound.append(_bind_one(address, family, kind, protocol, where))
+        except OSError as error:
+            failure = error
+    if failure is None or (bound and failure.errno in _IGNORABLE):
+        return bound
+    for sock in bound:
+        sock.close()
+    if failure.errno == errno.EADDRINUSE:
+        raise CommandError(f"Failed to find an available port: {failure.strerror}") from failure
+    raise CommandError(f"Failed to bind socket: {failure.strerror}") from failure
+
+
+_IGNORABLE: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
+"""A host without IPv6 may still resolve "localhost" to both families."""
+
+
+def _bind_one(
+    address: InetSocketAddress,
+    family: socket.AddressFamily,
+    kind: socket.SocketKind,
+    protocol: int,
+    where: tuple[Any, ...],
+) -> socket.socket:
+    host, first, *rest = where
+    last = max(first, address.to or 0)
+    for port in range(first, last + 1):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family is socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind((host, port, *rest))
+        except OSError as error:
+            sock.close()
+            if error.errno != errno.EADDRINUSE or port == last:
+                raise
+        else:
+            return sock
+    raise AssertionError("the range of ports is never empty")
+
+
+async def _resolve(address: InetSocketAddress) -> list[Any]:
+    flags = socket.AI_PASSIVE
+    if address.numeric:
+        flags |= socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            address.host or None,
+            address.port or None,
+            family=_family(address),
+            type=socket.SOCK_STREAM,
+            flags=flags,
+        )
+    except (socket.gaierror, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, socket.gaierror) else str(error)
+        raise CommandError(
+            f"address resolution failed for {address.host}:{address.port}: {reason}"
+        ) from error
+    return list(dict.fromkeys(found))
+
+
+def _family(address: InetSocketAddress) -> socket.AddressFamily:
+    """The one family that is left over, or any: a flag that is on asks for it alone."""
+    if address.ipv4 is False and address.ipv6 is False:
+        raise CommandError("Cannot disable IPv4 and IPv6 at same time")
+    wants_ipv4 = not address.ipv6 if address.ipv4 is None else address.ipv4
+    wants_ipv6 = not address.ipv4 if address.ipv6 is None else address.ipv6
+    if wants_ipv4 == wants_ipv6:
+        return socket.AF_UNSPEC
+    return socket.AF_INET if wants_ipv4 else socket.AF_INET6

@@ -1,0 +1,129 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon: owner of nodes, devices, exports and jobs; what commands act on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from nbdjobs.daemon.exports import BlockExports
+from nbdjobs.daemon.objects import Objects
+from nbdjobs.errors import CommandError, NbdJobsError
+from nbdjobs.jobs.collection import Jobs
+from nbdjobs.nodes.device import Device
+from nbdjobs.nodes.graph import Graph
+from nbdjobs.nodes.node import BlockOp, Node
+from nbdjobs.nodes.opening import open_node
+from nbdjobs.nodes.options import BlockdevOptions
+
+logger = logging.getLogger(__name__)
+
+
+class Daemon:
+    """Everything that one daemon holds.
+
+    Attributes:
+        graph: The nodes.
+        devices: Devices that commands know by name.
+        objects: User-created objects.
+        exports: The NBD server and what it offers.
+        jobs: All jobs.
+    """
+
+    def __init__(self) -> None:
+        self._listeners: list[Callable[[object], None]] = []
+        self._is_asked_to_quit = asyncio.Event()
+        self.graph = Graph()
+        self.devices: dict[str, Device] = {}
+        self.objects = Objects()
+        self.exports = BlockExports(self.graph, self.objects, self.emit)
+        self.jobs = Jobs(self.emit)
+
+    # Events and the end
+
+    def subscribe(self, listener: Callable[[object], None]) -> None:
+        """Let `listener` have every event from now on."""
+        self._listeners.append(listener)
+
+    def emit(self, event: object) -> None:
+        """Tell everyone of an event."""
+        for listener in self._listeners:
+            listener(event)
+
+    def quit(self) -> None:
+        """Ask the daemon to end; returns at once."""
+        self._is_asked_to_quit.set()
+
+    async def asked_to_quit(self) -> None:
+        """Wait until somebody wants the daemon to end."""
+        await self._is_asked_to_quit.wait()
+
+    async def shutdown(self) -> None:
+        """End everything, users first: jobs, exports with their clients, devices, nodes.
+
+        All data that clients had confirmed is on stable storage afterwards, as far as the
+        storage allows.
+        """
+        await self.jobs.shutdown()
+        if self.exports.is_server_running:
+            await self.exports.stop_server()
+        for device in list(self.devices.values()):
+            await device.close()
+        self.devices.clear()
+        for node in list(self.graph.nodes.values()):
+            await self._flush(node)
+        for node in list(self.graph.nodes.values()):
+            node.is_owned_by_user = False
+            await self.graph.drop_if_unused(node)
+
+    @staticmethod
+    async def _flush(node: Node) -> None:
+        try:
+            await node.flush()
+        except NbdJobsError as error:
+            logger.error("node %s could not be flushed: %s", node.name, error)
+
+    # Nodes
+
+    async def blockdev_add(self, options: BlockdevOptions) -> Node:
+        """Open a node and keep it until it is deleted.
+
+        Raises:
+            CommandError: It cannot be opened; nothing is left half-open.
+        """
+        if options.node_name is None:
+            raise CommandError("'node-name' must be specified for the root node")
+        node = await open_node(self.graph, options)
+        node.is_owned_by_user = True
+        return node
+
+    async def blockdev_del(self, name: str) -> None:
+        """Close a node that was added by name and that nobody uses.
+
+        Raises:
+            CommandError: It is in use, or was not added by name.
+        """
+        node = self.graph.find(name)
+        if any(isinstance(edge.parent, Device) for edge in node.parents):
+            raise CommandError(f"Node {name} is in use")
+        node.check_not_blocked(BlockOp.DRIVE_DEL)
+        if not node.is_owned_by_user:
+            raise CommandError(f"Node {name} is not owned by the monitor")
+        if node.parents:
+            raise CommandError(f"Block device {name} is in use")
+        node.is_owned_by_user = False
+        await self.graph.drop(node)
+
+    def find_device_or_node(self, name: str) -> Node:
+        """The node below the device of that name, or the node of that name.
+
+        Raises:
+            CommandError: There is neither.
+        """
+        device = self.devices.get(name)
+        node = device.node if device is not None else self.graph.nodes.get(name)
+        if node is None:
+            raise CommandError(f"Cannot find device='{name}' nor node-name='{name}'")
+        return node

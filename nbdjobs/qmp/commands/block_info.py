@@ -1,0 +1,277 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""What queries about nodes and devices answer: QAPI types, and how a node becomes one.
+
+Source: QEMU qapi/block-core.json.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from nbdjobs.nodes.device import Accounting, Device
+from nbdjobs.nodes.node import DetectZeroes, Node
+from nbdjobs.qapi.types import Uint64, flat_union, member
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInfo:
+    """An image and what is known of it; sizes in bytes."""
+
+    filename: str
+    format: str
+    dirty_flag: bool | None = None
+    actual_size: int | None = None
+    virtual_size: int
+    cluster_size: int | None = None
+    encrypted: bool | None = None
+    compressed: bool | None = None
+    backing_filename: str | None = None
+    full_backing_filename: str | None = None
+    backing_filename_format: str | None = None
+    backing_image: ImageInfo | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockdevCacheInfo:
+    """How caches are used."""
+
+    writeback: bool
+    direct: bool
+    no_flush: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockDeviceInfo:
+    """A node as `query-named-block-nodes` and `query-block` show it."""
+
+    file: str
+    node_name: str | None = None
+    ro: bool
+    drv: str
+    backing_file: str | None = field(default=None, metadata=member("backing_file"))
+    backing_file_depth: int = field(metadata=member("backing_file_depth"))
+    encrypted: bool
+    detect_zeroes: DetectZeroes = field(metadata=member("detect_zeroes"))
+    bps: int = 0
+    bps_rd: int = field(default=0, metadata=member("bps_rd"))
+    bps_wr: int = field(default=0, metadata=member("bps_wr"))
+    iops: int = 0
+    iops_rd: int = field(default=0, metadata=member("iops_rd"))
+    iops_wr: int = field(default=0, metadata=member("iops_wr"))
+    image: ImageInfo
+    cache: BlockdevCacheInfo
+    write_threshold: int = field(default=0, metadata=member("write_threshold"))
+
+
+class BlockDeviceIoStatus(StrEnum):
+    """Whether a device's last request met an error that stopped it."""
+
+    OK = "ok"
+    FAILED = "failed"
+    NOSPACE = "nospace"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockInfo:
+    """A named device."""
+
+    device: str
+    qdev: str | None = None
+    type: str
+    removable: bool
+    locked: bool
+    inserted: BlockDeviceInfo | None = None
+    tray_open: bool | None = field(default=None, metadata=member("tray_open"))
+    io_status: BlockDeviceIoStatus | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockDeviceTimedStats:
+    """Statistics of an interval; nbdjobs keeps none yet, so the list of them is empty."""
+
+    interval_length: int = field(metadata=member("interval_length"))
+    min_rd_latency_ns: int = field(metadata=member("min_rd_latency_ns"))
+    max_rd_latency_ns: int = field(metadata=member("max_rd_latency_ns"))
+    avg_rd_latency_ns: int = field(metadata=member("avg_rd_latency_ns"))
+    min_wr_latency_ns: int = field(metadata=member("min_wr_latency_ns"))
+    max_wr_latency_ns: int = field(metadata=member("max_wr_latency_ns"))
+    avg_wr_latency_ns: int = field(metadata=member("avg_wr_latency_ns"))
+    min_flush_latency_ns: int = field(metadata=member("min_flush_latency_ns"))
+    max_flush_latency_ns: int = field(metadata=member("max_flush_latency_ns"))
+    avg_flush_latency_ns: int = field(metadata=member("avg_flush_latency_ns"))
+    avg_rd_queue_depth: float = field(metadata=member("avg_rd_queue_depth"))
+    avg_wr_queue_depth: float = field(metadata=member("avg_wr_queue_depth"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockDeviceStats:
+    """What was done to a device: counts, bytes, nanoseconds."""
+
+    rd_bytes: int = field(metadata=member("rd_bytes"))
+    wr_bytes: int = field(metadata=member("wr_bytes"))
+    unmap_bytes: int = field(metadata=member("unmap_bytes"))
+    rd_operations: int = field(metadata=member("rd_operations"))
+    wr_operations: int = field(metadata=member("wr_operations"))
+    flush_operations: int = field(metadata=member("flush_operations"))
+    unmap_operations: int = field(metadata=member("unmap_operations"))
+    rd_total_time_ns: int = field(metadata=member("rd_total_time_ns"))
+    wr_total_time_ns: int = field(metadata=member("wr_total_time_ns"))
+    flush_total_time_ns: int = field(metadata=member("flush_total_time_ns"))
+    unmap_total_time_ns: int = field(metadata=member("unmap_total_time_ns"))
+    wr_highest_offset: int = field(metadata=member("wr_highest_offset"))
+    rd_merged: int = field(default=0, metadata=member("rd_merged"))
+    wr_merged: int = field(default=0, metadata=member("wr_merged"))
+    unmap_merged: int = field(default=0, metadata=member("unmap_merged"))
+    idle_time_ns: int | None = field(default=None, metadata=member("idle_time_ns"))
+    failed_rd_operations: int = field(metadata=member("failed_rd_operations"))
+    failed_wr_operations: int = field(metadata=member("failed_wr_operations"))
+    failed_flush_operations: int = field(metadata=member("failed_flush_operations"))
+    failed_unmap_operations: int = field(metadata=member("failed_unmap_operations"))
+    invalid_rd_operations: int = field(metadata=member("invalid_rd_operations"))
+    invalid_wr_operations: int = field(metadata=member("invalid_wr_operations"))
+    invalid_flush_operations: int = field(metadata=member("invalid_flush_operations"))
+    invalid_unmap_operations: int = field(metadata=member("invalid_unmap_operations"))
+    account_invalid: bool = field(default=True, metadata=member("account_invalid"))
+    account_failed: bool = field(default=True, metadata=member("account_failed"))
+    timed_stats: list[BlockDeviceTimedStats] = field(
+        default_factory=list, metadata=member("timed_stats")
+    )
+
+
+@flat_union(
+    "driver", lambda: {"file": BlockStatsSpecificFile, "host_device": BlockStatsSpecificFile}
+)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockStatsSpecific:
+    """Statistics that only some drivers have."""
+
+    driver: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockStatsSpecificFile(BlockStatsSpecific):
+    """Discards of a file or block device."""
+
+    discard_nb_ok: Uint64
+    discard_nb_failed: Uint64
+    discard_bytes_ok: Uint64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockStats:
+    """Statistics of a device or node, and of the node below it."""
+
+    device: str | None = None
+    qdev: str | None = None
+    node_name: str | None = None
+    stats: BlockDeviceStats
+    driver_specific: BlockStatsSpecific | None = None
+    parent: BlockStats | None = None
+    backing: BlockStats | None = None
+
+
+def describe_node(node: Node, *, flat: bool = False) -> BlockDeviceInfo:
+    """A node as queries show it."""
+    cache = node.config.cache
+    return BlockDeviceInfo(
+        file=node.filename,
+        node_name=node.name,
+        ro=node.is_read_only,
+        drv=node.driver,
+        backing_file_depth=0,
+        encrypted=False,
+        detect_zeroes=node.config.detect_zeroes,
+        image=describe_image(node, flat=flat),
+        cache=BlockdevCacheInfo(
+            writeback=cache.is_writeback, direct=cache.is_direct, no_flush=cache.is_no_flush
+        ),
+    )
+
+
+def describe_image(node: Node, *, flat: bool = False) -> ImageInfo:
+    """The image that a node shows; with `flat`, without those below it."""
+    return ImageInfo(
+        filename=node.filename,
+        format=node.driver,
+        dirty_flag=False,
+        actual_size=node.allocated_size,
+        virtual_size=node.size,
+        cluster_size=node.cluster_size or None,
+    )
+
+
+def describe_device(device: Device) -> BlockInfo:
+    """A named device as `query-block` shows it."""
+    return BlockInfo(
+        device=device.name,
+        type="unknown",
+        removable=False,
+        locked=False,
+        inserted=describe_node(device.node),
+        io_status=BlockDeviceIoStatus.OK,
+    )
+
+
+def describe_device_stats(device: Device) -> BlockStats:
+    """A named device and the nodes below it as `query-blockstats` shows them."""
+    below = describe_node_stats(device.node)
+    return BlockStats(
+        device=device.name,
+        qdev="",
+        node_name=device.node.name,
+        stats=_describe_accounting(device.accounting),
+        driver_specific=below.driver_specific,
+        parent=below.parent,
+    )
+
+
+def describe_node_stats(node: Node) -> BlockStats:
+    """A node as `query-blockstats` shows it: requests are accounted at devices, not here."""
+    file = node.edges.get("file")
+    return BlockStats(
+        node_name=node.name,
+        stats=_describe_accounting(Accounting()),
+        driver_specific=_describe_specific(node),
+        parent=None if file is None else describe_node_stats(file.node),
+    )
+
+
+def _describe_specific(node: Node) -> BlockStatsSpecific | None:
+    if not isinstance(node, FileNode):
+        return None
+    return BlockStatsSpecificFile(
+        driver=node.driver,
+        discard_nb_ok=node.discards.ok,
+        discard_nb_failed=node.discards.failed,
+        discard_bytes_ok=node.discards.bytes_ok,
+    )
+
+
+def _describe_accounting(accounting: Accounting) -> BlockDeviceStats:
+    """A device's accounts as `query-blockstats` shows them."""
+    read, write = accounting.read, accounting.write
+    unmap, flush = accounting.unmap, accounting.flush
+    return BlockDeviceStats(
+        rd_bytes=read.length,
+        wr_bytes=write.length,
+        unmap_bytes=unmap.length,
+        rd_operations=read.operations,
+        wr_operations=write.operations,
+        flush_operations=flush.operations,
+        unmap_operations=unmap.operations,
+        rd_total_time_ns=read.total_time_ns,
+        wr_total_time_ns=write.total_time_ns,
+        flush_total_time_ns=flush.total_time_ns,
+        unmap_total_time_ns=unmap.total_time_ns,
+        wr_highest_offset=accounting.highest_offset_written,
+        failed_rd_operations=read.failed,
+        failed_wr_operations=write.failed,
+        failed_flush_operations=flush.failed,
+        failed_unmap_operations=unmap.failed,
+        invalid_rd_operations=read.invalid,
+        invalid_wr_operations=write.invalid,
+        invalid_flush_operations=flush.invalid,
+        invalid_unmap_operations=unmap.invalid,
+    )

@@ -1,0 +1,76 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""Commands about nodes and devices: add, delete, look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nbdjobs.daemon.daemon import Daemon
+from nbdjobs.nodes.options import BlockdevOptions
+from nbdjobs.qmp.commands.block_info import (
+    BlockDeviceInfo,
+    BlockInfo,
+    BlockStats,
+    describe_device,
+    describe_device_stats,
+    describe_node,
+    describe_node_stats,
+)
+from nbdjobs.qmp.registry import command
+
+
+@command("blockdev-add")
+async def blockdev_add(daemon: Daemon, arguments: BlockdevOptions) -> None:
+    """Open a node."""
+    await daemon.blockdev_add(arguments)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockdevDel:
+    """Arguments of blockdev-del."""
+
+    node_name: str
+
+
+@command("blockdev-del")
+async def blockdev_del(daemon: Daemon, arguments: BlockdevDel) -> None:
+    """Close a node."""
+    await daemon.blockdev_del(arguments.node_name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryNamedBlockNodes:
+    """Arguments of query-named-block-nodes."""
+
+    flat: bool | None = None
+
+
+@command("query-named-block-nodes")
+def query_named_block_nodes(
+    daemon: Daemon, arguments: QueryNamedBlockNodes
+) -> list[BlockDeviceInfo]:
+    """All nodes, newest first."""
+    nodes = reversed(list(daemon.graph.nodes.values()))
+    return [describe_node(node, flat=bool(arguments.flat)) for node in nodes]
+
+
+@command("query-block")
+def query_block(daemon: Daemon) -> list[BlockInfo]:
+    """All named devices."""
+    return [describe_device(device) for device in daemon.devices.values()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryBlockstats:
+    """Arguments of query-blockstats."""
+
+    query_nodes: bool | None = None
+
+
+@command("query-blockstats")
+def query_blockstats(daemon: Daemon, arguments: QueryBlockstats) -> list[BlockStats]:
+    """Statistics of all named devices, or of all nodes."""
+    if arguments.query_nodes:
+        return [describe_node_stats(node) for node in daemon.graph.nodes.values()]
+    return [describe_device_stats(device) for device in daemon.devices.values()]
