@@ -39,7 +39,7 @@ COVERAGE: Final[Mapping[str, str]] = {
     "NBD_FLAG_READ_ONLY": NEGOTIATION + "test_flags_of_a_read_only_export",
     "NBD_FLAG_SEND_FLUSH": NEGOTIATION + "test_flags_of_a_writable_export",
     "NBD_FLAG_SEND_FUA": NEGOTIATION + "test_flags_of_a_writable_export",
-    "NBD_FLAG_ROTATIONAL": NBDINFO + "test_a_writable_file_is_not",
+    "NBD_FLAG_ROTATIONAL": NBDINFO + "test_a_file_is_rotational_only_where_its_disk_is",
     "NBD_FLAG_SEND_TRIM": NEGOTIATION + "test_flags_of_a_writable_export",
     "NBD_FLAG_SEND_WRITE_ZEROES": NEGOTIATION + "test_flags_of_a_writable_export",
     "NBD_FLAG_SEND_DF": NEGOTIATION + "test_flags_of_a_writable_export",

@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
-from tests.interop.conftest import DISK_SIZE, PART
-from tests.interop.daemon import Daemon
+from tests.interop.conftest import DISK_SIZE, PART, StartDaemon
+from tests.interop.daemon import Daemon, Disk, unix_server
 from tests.interop.tools import run, run_for_result
 
 #: nbdinfo's exit code for "no", which is not a failure.
@@ -92,9 +94,32 @@ def test_a_read_only_export_can(ability: str, read_only_daemon: Daemon) -> None:
     run("nbdinfo", "--can", ability, read_only_daemon.uri("disk0"))
 
 
-@pytest.mark.parametrize("claim", ["read-only", "rotational", "tls"])
+@pytest.mark.parametrize("claim", ["read-only", "tls"])
 def test_a_writable_file_is_not(claim: str, daemon: Daemon) -> None:
     result = run_for_result("nbdinfo", "--is", claim, daemon.uri("disk0"))
+    assert result.returncode == IS_FALSE
+
+
+def kernel_says_rotational(path: Path) -> bool:
+    """Whether the kernel takes the disk under a file for a spinning one."""
+    device = path.stat().st_dev
+    folder = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
+    answers = (at / "queue/rotational" for at in (folder, folder.parent))
+    return any(answer.exists() and answer.read_text().strip() == "1" for answer in answers)
+
+
+def test_a_file_is_rotational_only_where_its_disk_is(daemon: Daemon, disk: Disk) -> None:
+    result = run_for_result("nbdinfo", "--is", "rotational", daemon.uri("disk0"))
+    assert result.returncode in (0, IS_FALSE)
+    if result.returncode == 0:
+        assert kernel_says_rotational(disk.path)
+
+
+def test_a_disk_of_nothing_is_not_rotational(start_daemon: StartDaemon) -> None:
+    node = "driver=null-co,node-name=disk0,size=1048576,read-zeroes=on"
+    export = "type=nbd,id=e,node-name=disk0"
+    daemon = start_daemon("--blockdev", node, *unix_server(), "--export", export)
+    result = run_for_result("nbdinfo", "--is", "rotational", daemon.uri("disk0"))
     assert result.returncode == IS_FALSE
 
 

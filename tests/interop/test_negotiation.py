@@ -227,7 +227,6 @@ def test_flags_of_a_writable_export(daemon: Daemon, connect: Connect) -> None:
     )
     assert all(promises), promises
     assert not handle.is_read_only()
-    assert not handle.is_rotational()
 
 
 def test_flags_of_a_read_only_export(read_only_daemon: Daemon, connect: Connect) -> None:
