@@ -38,7 +38,9 @@ def start(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T] | None:
         awaited = coroutine.send(None)
     except StopIteration:
         return None
-    return asyncio.get_running_loop().create_task(_rest(coroutine, awaited))
+    rest = _rest(coroutine, awaited)
+    rest.send(None)
+    return asyncio.get_running_loop().create_task(rest)
 
 
 async def _rest(coroutine: Coroutine[Any, Any, T], awaited: object) -> T:
@@ -52,8 +54,18 @@ def _forward(coroutine: Coroutine[Any, Any, T], awaited: object) -> Generator[An
 
     The future it awaits was yielded once, to `start`, but nobody has acted on it: its
     `_asyncio_future_blocking` is still set, so a task takes it as if it were new.
+
+    The first yield is for `start`: a task that is cancelled before its first step would otherwise
+    end without the coroutine, which is half done, hearing of it.
     """
     try:
+        try:
+            yield None
+        except GeneratorExit:
+            coroutine.close()
+            raise
+        except BaseException as error:
+            awaited = coroutine.throw(error)
         while True:
             try:
                 value = yield awaited
