@@ -159,7 +159,7 @@ class Node(ABC):
     def __init__(self, name: str, config: NodeConfig, limits: Limits = NO_LIMITS):
         self.name = name
         self.config = config
-        self._is_flushed = not config.cache.is_no_flush
+        self._heeds_flushes = not config.cache.is_no_flush
         self.edges: dict[str, Edge] = {}
         self.parents: list[Edge] = []
         self.tracked = TrackedRequests()
@@ -269,7 +269,7 @@ class Node(ABC):
 
     def pwrite(self, offset: int, data: memoryview, *, fua: bool = False) -> Operation:
         """Write `data` at `offset`; with `fua`, return only when it is on stable storage."""
-        fua = fua and self._is_flushed
+        fua = fua and self._heeds_flushes
         if self._writes_pass:
             return self._pwrite(offset, data, fua)
         return self._gated_pwrite(offset, data, fua)
@@ -292,7 +292,7 @@ class Node(ABC):
             may_unmap: The range may become a hole, where the node's `discard` option allows.
             fast_only: Fail with ENOTSUP, changing nothing, unless this is faster than writing.
         """
-        fua = fua and self._is_flushed
+        fua = fua and self._heeds_flushes
         may_unmap = may_unmap and self.config.can_unmap
         alignment = self.limits.request_alignment
         if alignment == 1:
@@ -331,7 +331,7 @@ class Node(ABC):
 
     async def flush(self) -> None:
         """Bring all completed writes to stable storage."""
-        if self._is_flushed:
+        if self._heeds_flushes:
             await self._flush()
 
     async def cache(self, offset: int, length: int) -> None:

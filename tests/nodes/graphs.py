@@ -42,20 +42,29 @@ class PassiveRoot(Root):
 
 
 class Storage(MemoryNode):
-    """Remembers which permissions count, and can refuse some."""
+    """Remembers which permissions count, and can refuse some.
+
+    Attributes:
+        refused: What it does not give.
+        applied: What users need and share, as last told.
+        acquired: What it holds, as a file would hold locks: more than needed until told so.
+    """
 
     def __init__(self, name: str, *, refused: Permission = NONE, is_read_only: bool = False):
         super().__init__(64 * 512, name=name, config=NodeConfig(is_read_only=is_read_only))
         self.refused = refused
         self.applied = (NONE, ALL)
+        self.acquired = NONE
 
     def check_permissions(self, needed: Permission, shared: Permission) -> None:
+        self.acquired |= needed
         super().check_permissions(needed, shared)
         if needed & self.refused:
             raise CommandError(f"Node '{self.name}' cannot give that")
 
     def apply_permissions(self, needed: Permission, shared: Permission) -> None:
         self.applied = (needed, shared)
+        self.acquired = needed
 
 
 class Layer(Storage):

@@ -240,6 +240,37 @@ def test_cancelled_and_failed_requests_leave_no_trace_in_the_overlap_table(
     asyncio.run(scenario())
 
 
+OVERWRITES: dict[str, Callable[[Node], Coroutine[Any, Any, None]]] = {
+    "write": lambda node: node.pwrite(0, memoryview(bytes(4096))),
+    "ragged write": lambda node: node.pwrite(0, memoryview(bytes(4095))),
+    "zeroes": lambda node: node.pwrite_zeroes(0, 4096),
+    "discard": lambda node: node.pdiscard(0, 4096),
+}
+
+
+@pytest.mark.parametrize("overwrite", OVERWRITES.values(), ids=OVERWRITES)
+def test_what_a_small_write_read_around_itself_never_comes_back(
+    overwrite: Callable[[Node], Coroutine[Any, Any, None]],
+) -> None:
+    """The small write has read the old block: whatever replaces the block has to wait for it."""
+
+    async def scenario() -> None:
+        node = StrictNode(pattern(SIZE), limits=BLOCKS_OF_4K)
+        async with node.hold(Op.WRITE) as gate:
+            small = asyncio.create_task(_await(node.pwrite(100, memoryview(b"\xff" * 100))))
+            await gate.reached()
+            large = asyncio.create_task(_await(overwrite(node)))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not large.done()
+            assert len(node.requests) == 2
+        await asyncio.gather(small, large)
+        assert node.content[:4095] == bytes(4095)
+        assert node.content[4096:] == pattern(SIZE)[4096:]
+
+    asyncio.run(scenario())
+
+
 # Alignment and splitting
 
 

@@ -31,6 +31,8 @@ from tests.nodes.graphs import (
     use_by_root,
 )
 
+BLOCKS_OF_4K = Limits(request_alignment=4096)
+
 
 def refusal_of(graph: Graph, parent: Node | Root, node: Node, needed: Permission) -> str:
     with pytest.raises(CommandError) as refusal:
@@ -111,7 +113,7 @@ def test_a_read_only_node_takes_no_writer_wherever_it_is_in_the_graph() -> None:
 
 
 def test_the_last_incomplete_block_may_not_be_written_without_growing() -> None:
-    disk = MemoryNode(1024, name="b", limits=Limits(request_alignment=4096))
+    disk = MemoryNode(1024, name="b", limits=BLOCKS_OF_4K)
     graph = make_graph(disk)
     use_by_root(graph, disk, READ)
     assert refusal_of(graph, PassiveRoot(), disk, WRITE) == (
@@ -122,6 +124,22 @@ def test_the_last_incomplete_block_may_not_be_written_without_growing() -> None:
     use_by_root(graph, disk, WRITE)
     graph.detach(grower)  # giving up may leave what could not be asked for: it never fails
     assert len(disk.parents) == 2
+
+
+def test_giving_up_what_others_could_not_do_without_leaves_all_as_it_was_below() -> None:
+    class Odd(Storage):
+        @property
+        def size(self) -> int:
+            return 1024
+
+    disk, layer = Odd("disk"), Layer("layer")
+    graph = make_graph(disk, layer)
+    disk.set_limits(BLOCKS_OF_4K)
+    below = use(graph, layer, disk)
+    grower = use_by_root(graph, layer, WRITE | RESIZE)
+    use_by_root(graph, layer, WRITE)
+    graph.detach(grower)
+    assert below.needed == disk.applied[0] == WRITE | RESIZE
 
 
 def test_exports_do_not_let_the_size_change() -> None:
@@ -270,6 +288,7 @@ class World:
                     assert other is edge or not edge.needed & ~other.shared
             needed, shared = self.expected_in_all(node)
             assert node.applied == cumulative_permissions(node) == (needed, shared)
+            assert node.acquired == needed
             assert not needed & node.refused
             assert not (node.is_read_only and needed & permissions.WRITES)
 
