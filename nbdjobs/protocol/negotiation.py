@@ -54,7 +54,7 @@ MAX_OPTIONS: Final = 1024
 
 _CLIENT_FLAGS: Final = Struct(">I")
 _EXPORT_NAME_REPLY: Final = Struct(">QH")
-_KNOWN_CLIENT_FLAGS: Final = ClientFlag.FIXED_NEWSTYLE | ClientFlag.NO_ZEROES
+_KNOWN_CLIENT_FLAGS: Final = int(ClientFlag.FIXED_NEWSTYLE | ClientFlag.NO_ZEROES)
 _MAX_SHOWN_NAME: Final = 80
 
 T = TypeVar("T")
