@@ -61,10 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         CliError: Something was wrong before anything was started.
     """
+    serving = plan(arguments)
     # Only a server needs the daemon: `nbdjobs backup` starts quicker without it.
     from nbdjobs.cli.daemon import daemon_main
-
-    serving = plan(arguments)
 
     def announce() -> None:
         if not arguments.quiet:

@@ -119,8 +119,8 @@ def daemon_options(serving: Serving) -> list[str]:
     whoever waits for it.
     """
     return [
-        *("--chardev", f"socket,id=qmp,path={_escaped(str(serving.qmp))},server=on,wait=off"),
-        *("--monitor", "chardev=qmp"),
+        *("--chardev", f"socket,id=control,path={_escaped(str(serving.qmp))},server=on,wait=off"),
+        *("--monitor", "chardev=control"),
         *(option for disk in serving.disks for option in _node(disk, serving)),
         *("--nbd-server", _server(serving)),
         *(option for disk in serving.disks for option in _exports(disk, serving)),

@@ -113,9 +113,9 @@ async def open_session(path: Path) -> AsyncIterator[Session]:
     Raises:
         CliError: Nobody listens there, or it is not a QMP server.
     """
-    # The library logs what it also raises.
-    logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
     client = QMPClient("nbdjobs")
+    # The library logs what it also raises.
+    client.logger.addHandler(logging.NullHandler())
     client.logger.propagate = False
     try:
         await client.connect(str(path))

@@ -63,8 +63,9 @@ class NodeTarget:
         """What the user calls it."""
         return f"{NODE_PREFIX}{self.name}"
 
-    def node_options(self, node_name: str) -> None:
+    def node_options(self, node_name: str) -> dict[str, object] | None:
         """It is open already."""
+        return None
 
     def publish(self) -> None:
         """Nothing to do."""

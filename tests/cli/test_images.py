@@ -1,0 +1,118 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""Images are looked at before they are served, and get names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbdjobs.cli.exits import CliError
+from nbdjobs.cli.images import FOREIGN_MAGIC, NODE_NAME_MAX, export_names, look_at, node_name
+
+
+def look(path: Path) -> str:
+    """Why an image is refused."""
+    with pytest.raises(CliError) as refused:
+        look_at(path, read_only=False, is_raw=False)
+    assert str(path) in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(1000))
+    return path
+
+
+def test_a_file_is_seen_with_its_size(image: Path) -> None:
+    found = look_at(image, read_only=False, is_raw=False)
+    assert (found.path, found.size, found.is_device) == (image, 1000, False)
+    assert found.driver == "file"
+
+
+def test_a_relative_path_becomes_absolute(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(image.parent)
+    assert look_at(Path("disk.img"), read_only=False, is_raw=False).path == image
+
+
+def test_a_missing_image_is_refused(tmp_path: Path) -> None:
+    assert "No such file" in look(tmp_path / "missing.img")
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    assert "expected a regular file or a block device" in look(tmp_path)
+
+
+def test_a_character_device_is_refused() -> None:
+    assert "expected a regular file or a block device" in look(Path("/dev/null"))
+
+
+def test_an_empty_image_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "disk.img").touch()
+    assert "is empty" in look(tmp_path / "disk.img")
+
+
+def test_a_name_that_cannot_be_printed_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "di\nsk.img"
+    path.write_bytes(b"x")
+    with pytest.raises(CliError, match="printable"):
+        look_at(path, read_only=False, is_raw=False)
+
+
+@pytest.mark.parametrize("magic", FOREIGN_MAGIC)
+def test_another_format_is_refused_unless_raw_is_asked_for(image: Path, magic: bytes) -> None:
+    image.write_bytes(magic + bytes(1000))
+    assert f"looks like a {FOREIGN_MAGIC[magic]} image" in look(image)
+    assert look_at(image, read_only=False, is_raw=True).size == 1000 + len(magic)
+
+
+def test_names_come_from_the_files() -> None:
+    paths = [Path("/a/root.img"), Path("data.raw"), Path("plain"), Path("v1.2.img")]
+    assert export_names(paths, []) == ["root", "data", "plain", "v1.2"]
+
+
+def test_chosen_names_go_to_the_first_images() -> None:
+    assert export_names([Path("a.img"), Path("b.img")], ["first"]) == ["first", "b"]
+    assert export_names([Path("a.img")], [""]) == [""]
+
+
+@pytest.mark.parametrize(
+    ("paths", "names", "reason"),
+    [
+        (["a.img"], ["x", "y"], "2 names were given for 1 image"),
+        (["1/a.img", "2/a.img"], [], "'1/a.img' and '2/a.img' would both be exported as 'a'"),
+        (["a.img", "b.img"], ["x", "x"], "would both be exported as 'x'"),
+        (["a.img", "b.img"], ["b"], "would both be exported as 'b'"),
+        (["a.img"], ["x\0"], "cannot be an export name"),
+        (["a.img"], ["x" * 4097], "cannot be an export name"),
+    ],
+)
+def test_names_that_cannot_work_are_refused(
+    paths: list[str], names: list[str], reason: str
+) -> None:
+    with pytest.raises(CliError, match=re.escape(reason)):
+        export_names([Path(path) for path in paths], names)
+
+
+@pytest.mark.parametrize("name", ["disk", "vm-1.root_a", "a" * NODE_NAME_MAX])
+def test_a_good_name_is_the_node_name(name: str) -> None:
+    assert node_name(name) == name
+
+
+@given(st.text())
+def test_a_node_name_is_one_that_qemu_accepts(name: str) -> None:
+    node = node_name(name)
+    assert re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*", node)
+    assert len(node) <= NODE_NAME_MAX
+    assert node_name(node) == node
+
+
+def test_names_that_look_alike_stay_apart() -> None:
+    alike = ["my disk", "my-disk", "my_disk", "my\tdisk", "1", "2", "", "x" * 40, "x" * 41]
+    assert len({node_name(name) for name in alike}) == len(alike)
