@@ -93,7 +93,7 @@ class Client:
     async def option(self, option: int, data: bytes = b"") -> list[OptionReply]:
         """Send an option and return its replies, the final one last."""
         self.writer.write(OptionHeader(option, len(data)).pack() + data)
-        replies = []
+        replies: list[OptionReply] = []
         while not replies or not (
             replies[-1].kind is OptionReplyType.ACK or replies[-1].kind >= 2**31
         ):

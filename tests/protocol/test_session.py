@@ -180,9 +180,7 @@ def test_unaligned_requests_are_refused(style: HeaderStyle, offset: int, length:
 @STYLES
 @pytest.mark.parametrize("flags", [0, Flag.FUA])
 @pytest.mark.parametrize("offset", [0, SIZE])
-def test_empty_requests_succeed_and_do_nothing(
-    style: HeaderStyle, flags: int, offset: int
-) -> None:
+def test_empty_requests_succeed_and_do_nothing(style: HeaderStyle, flags: int, offset: int) -> None:
     async def main() -> None:
         async with running() as rig:
             client = await Client.attach(rig.path, style=style)

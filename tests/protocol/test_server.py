@@ -1,0 +1,417 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from nbdjobs.protocol.constants import Command, HeaderStyle, NbdError, Option
+from nbdjobs.protocol.constants import OptionReplyType as Kind
+from nbdjobs.protocol.export import Export
+from nbdjobs.protocol.messages import ExportQuery
+from nbdjobs.protocol.server import HANDSHAKE_LIMIT_S, Server
+from tests.protocol.client import Client
+from tests.protocol.rig import SIZE, MemoryDisk, Rig, running
+
+
+async def turns(count: int = 20) -> None:
+    """Let everything happen that is due already."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def is_there(path: str) -> bool:
+    return os.path.lexists(path)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await turns(1)
+
+
+async def until_unused(rig: Rig, export: Export) -> None:
+    await until(lambda: export in rig.unused)
+
+
+def test_bad_magic_ends_the_connection() -> None:
+    async def main() -> None:
+        async with running() as rig:
+            client = await Client.attach(rig.path)
+            client.writer.write(client.pack(Command.FLUSH, magic=0x12345678))
+            assert await client.is_closed_by_server()
+            assert rig.disk.calls == []
+            await client.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("style", list(HeaderStyle))
+def test_an_oversized_write_is_refused_and_ends_the_connection(style: HeaderStyle) -> None:
+    async def main() -> None:
+        async with running() as rig:
+            client = await Client.attach(rig.path, style=style)
+            header = client.pack(Command.WRITE, 0, 2**25 + 1)
+            client.writer.write(header)
+            assert (await client.reply())[-1].error == NbdError.EINVAL
+            assert await client.is_closed_by_server()
+            await client.close()
+
+    asyncio.run(main())
+
+
+def test_disc_ends_the_connection_after_requests_in_flight() -> None:
+    async def main() -> None:
+        async with running() as rig:
+            client = await Client.attach(rig.path)
+            gate = rig.disk.hold("pwrite")
+            client.send(Command.WRITE, 0, payload=b"last words")
+            client.send(Command.DISC)
+            client.send(Command.WRITE, 0, payload=b"nobody listens")
+            await gate.reached()
+            rig.disk.unhold("pwrite")
+            assert not (await client.reply())[0].error
+            assert await client.is_closed_by_server()
+            assert rig.disk.content[:10] == b"last words"
+            await client.close()
+
+    asyncio.run(main())
+
+
+def test_a_half_closed_client_still_gets_its_replies() -> None:
+    async def main() -> None:
+        async with running() as rig:
+            client = await Client.attach(rig.path)
+            gate = rig.disk.hold("pwrite")
+            client.send(Command.WRITE, 0, payload=b"data")
+            client.writer.write_eof()
+            await gate.reached()
+            rig.disk.unhold("pwrite")
+            assert not (await client.reply())[0].error
+            assert await client.is_closed_by_server()
+            await client.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_write_goes_on_when_its_client_is_gone(loop: object) -> None:
+    async def main() -> None:
+        async with running() as rig:
+            client = await Client.attach(rig.path)
+            gate = rig.disk.hold("pwrite")
+            client.send(Command.WRITE, 0, payload=b"whole")
+            await gate.reached()
+            client.writer.transport.abort()
+            await turns()
+            assert rig.server.client_count(rig.export) == 1
+            assert rig.unused == []
+            rig.disk.unhold("pwrite")
+            await until_unused(rig, rig.export)
+            assert rig.disk.content[:5] == b"whole"
+            assert rig.server.connection_count == 0
+
+    with asyncio.Runner(loop_factory=loop) as runner:  # type: ignore[arg-type]  # a factory
+        runner.run(main())
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"\0\0",
+        b"\0\0\0\3",
+        b"\0\0\0\3IHAVEOPT\0\0\0",
+        b"\0\0\0\3IHAVEOPT\0\0\0\7\0\0\0\6\0\0",
+        b"\0\0\0\3IHAVEOPT\0\0\0\7\0\0\0\6\0\0\0\0\0\0",
+        b"\0\0\0\3IHAVEOPT\0\0\0\7\0\0\0\6\0\0\0\0\0\0\x25\x60\x95\x13\0\0\0\1",
+        b"\0\0\0\3IHAVEOPT\0\0\0\7\0\0\0\6\0\0\0\0\0\0"
+        + struct.pack(">IHHQQI", 0x25609513, 0, 1, 1, 0, 1000)
+        + b"half a payload",
+    ],
+)
+@pytest.mark.parametrize("how", ["close", "abort"])
+def test_clients_may_leave_in_every_phase(sent: bytes, how: str) -> None:
+    async def main() -> None:
+        async with running() as rig:
+            _, writer = await asyncio.open_unix_connection(rig.path)
+            writer.write(sent)
+            await writer.drain()
+            if how == "close":
+                writer.close()
+            else:
+                writer.transport.abort()
+            await until(lambda: rig.clock.timers and not rig.server.connection_count)
+            assert rig.disk.calls == []
+            assert all(timer.is_cancelled for timer in rig.clock.timers)
+
+    asyncio.run(main())
+
+
+def test_a_client_that_takes_no_replies_costs_bounded_memory() -> None:
+    async def main() -> None:
+        async with running() as rig:
+            rig.disk.is_data_known = True
+            client = await Client.attach(rig.path)
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # it has it
+            count = 2000
+            client.writer.write(b"".join(client.pack(Command.READ, 0, SIZE) for _ in range(count)))
+            await until(lambda: rig.disk.calls)
+            await turns(200)
+            begun = len(rig.disk.calls)
+            assert begun < 10
+            other = await Client.attach(rig.path)
+            assert len(await other.read(0, 10)) == 10
+            client.writer.transport.resume_reading()  # type: ignore[attr-defined]  # it has it
+            for _ in range(20):
+                assert len((await client.reply())[0].payload) == SIZE + 8
+            await other.close()
+            client.writer.transport.abort()
+
+    asyncio.run(main())
+
+
+def test_negotiation_waits_for_a_client_that_takes_no_answers() -> None:
+    async def main() -> None:
+        async with running() as rig:
+            for number in range(200):
+                name = f"{number}".ljust(2000, "x")
+                rig.server.add_export(replace(rig.export, name=name))
+            client = await Client.connect(rig.path)
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # it has it
+            one = struct.pack(">8sII", b"IHAVEOPT", Option.LIST, 0)
+            client.writer.write(one * 50)
+            await turns(200)
+            client.writer.transport.resume_reading()  # type: ignore[attr-defined]  # it has it
+            servers = 0
+            acks = 0
+            while acks < 50:
+                header = await client.reader.readexactly(20)
+                _, _, kind, length = struct.unpack(">QIII", header)
+                await client.reader.readexactly(length)
+                servers += kind == Kind.SERVER
+                acks += kind == Kind.ACK
+            assert servers == 50 * 202
+            await client.close()
+
+    asyncio.run(main())
+
+
+def test_clients_beyond_the_limit_wait_until_one_ends() -> None:
+    async def main() -> None:
+        async with running(max_connections=2) as rig:
+            first = await Client.attach(rig.path)
+            second = await Client.connect(rig.path)
+            waiting = asyncio.ensure_future(Client.attach(rig.path))
+            await turns()
+            assert not waiting.done()
+            assert rig.server.connection_count == 2
+            first.send(Command.DISC)
+            third = await waiting
+            await third.write(0, b"in")
+            for client in (first, second, third):
+                await client.close()
+
+    asyncio.run(main())
+
+
+def test_no_limit_is_a_limit_of_0() -> None:
+    async def main() -> None:
+        async with running(max_connections=0) as rig:
+            clients = [await Client.attach(rig.path) for _ in range(110)]
+            assert rig.server.connection_count == 110
+            for client in clients:
+                await client.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("sent", [b"", b"\0\0\0\3", b"\0\0\0\3IHAVEOPT\0\0\0\3\0\0"])
+def test_negotiation_has_a_time_limit(sent: bytes) -> None:
+    async def main() -> None:
+        async with running() as rig:
+            attached = await Client.attach(rig.path)
+            reader, writer = await asyncio.open_unix_connection(rig.path)
+            await reader.readexactly(18)
+            writer.write(sent)
+            await turns()
+            rig.clock.expire(HANDSHAKE_LIMIT_S)
+            assert await Client(reader, writer).is_closed_by_server()
+            await attached.write(0, b"not meant")
+            writer.close()
+            await attached.close()
+
+    asyncio.run(main())
+
+
+def test_a_removed_export_is_not_offered_and_its_clients_stay() -> None:
+    async def main() -> None:
+        async with running() as rig:
+            client = await Client.attach(rig.path)
+            assert rig.server.remove_export("") is rig.export
+            late = await Client.connect(rig.path)
+            replies = await late.option(Option.GO, ExportQuery("", ()).pack())
+            assert replies[0].kind is Kind.ERR_UNKNOWN
+            await client.write(0, b"still here")
+            assert rig.server.client_count(rig.export) == 1
+            assert rig.unused == []
+            client.send(Command.DISC)
+            await until_unused(rig, rig.export)
+            assert rig.server.client_count(rig.export) == 0
+            with pytest.raises(KeyError):
+                rig.server.remove_export("")
+            await client.close()
+            await late.close()
+
+    asyncio.run(main())
+
+
+def test_clients_of_one_export_can_be_cut_off() -> None:
+    async def main() -> None:
+        async with running() as rig:
+            one, two = await Client.attach(rig.path), await Client.attach(rig.path)
+            other = await Client.attach(rig.path, name="other")
+            gate = rig.disk.hold("pwrite")
+            one.send(Command.WRITE, 0, payload=b"in flight")
+            await gate.reached()
+            rig.server.disconnect_clients(rig.export)
+            assert await two.is_closed_by_server()
+            await turns()
+            assert rig.unused == []
+            rig.disk.unhold("pwrite")
+            await until_unused(rig, rig.export)
+            assert rig.disk.content[:9] == b"in flight"
+            assert rig.unused == [rig.export]
+            assert await other.read(0, 9) == b"in flight"
+            for client in (one, two, other):
+                await client.close()
+
+    asyncio.run(main())
+
+
+def test_names_are_taken_once() -> None:
+    async def main() -> None:
+        async with running() as rig:
+            with pytest.raises(ValueError, match="already has export named ''"):
+                rig.server.add_export(rig.export)
+
+    asyncio.run(main())
+
+
+def test_closing_answers_requests_in_flight_first() -> None:
+    async def main() -> None:
+        async with running() as rig:
+            client = await Client.attach(rig.path)
+            gate = rig.disk.hold("pwrite")
+            client.send(Command.WRITE, 0, payload=b"data")
+            await gate.reached()
+            closing = asyncio.ensure_future(rig.server.close())
+            await turns()
+            assert not closing.done()
+            assert not is_there(rig.path)
+            rig.disk.unhold("pwrite")
+            assert not (await client.reply())[0].error
+            await closing
+            assert await client.is_closed_by_server()
+            await client.close()
+
+    asyncio.run(main())
+
+
+def test_closing_gives_up_on_a_stuck_disk() -> None:
+    async def main() -> None:
+        async with running() as rig:
+            client = await Client.attach(rig.path)
+            gate = rig.disk.hold("flush")
+            client.send(Command.FLUSH)
+            await gate.reached()
+            await rig.server.close(grace_s=0)
+            assert rig.server.connection_count == 0
+            await client.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_tcp_over_both_families(host: str) -> None:
+    async def main() -> None:
+        server = Server()
+        server.add_export(Export(name="", backend=MemoryDisk()))
+        try:
+            address = server.listen_tcp(host, 0)[0]
+        except OSError:
+            pytest.skip(f"this machine has no {host}")
+        reader, writer = await asyncio.open_connection(*address)
+        assert (await reader.readexactly(8)) == b"NBDMAGIC"
+        writer.close()
+        await server.close()
+
+    asyncio.run(main())
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    async def main() -> None:
+        server = Server()
+        _, port = server.listen_tcp("127.0.0.1", 0)[0]
+        with pytest.raises(OSError, match=f"127.0.0.1:{port}"):
+            server.listen_tcp("127.0.0.1", port)
+        await server.close()
+
+    asyncio.run(main())
+
+
+def test_a_left_over_socket_is_replaced_and_the_own_one_removed(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = str(tmp_path / "s")
+        old = socket.socket(socket.AF_UNIX)
+        old.bind(path)
+        old.close()
+        server = Server()
+        server.listen_unix(path)
+        assert server.addresses == [path]
+        await server.close()
+        assert not is_there(path)
+
+    asyncio.run(main())
+
+
+def test_only_sockets_are_replaced_and_only_own_ones_removed(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "s"
+        path.write_text("precious")
+        server = Server()
+        with pytest.raises(OSError, match="Failed to bind socket"):
+            server.listen_unix(str(path))
+        assert path.read_text() == "precious"
+        path.unlink()
+        server.listen_unix(str(path))
+        path.unlink()
+        path.write_text("of another")
+        await server.close()
+        assert path.read_text() == "of another"
+
+    asyncio.run(main())
+
+
+def test_a_grown_receive_buffer_shrinks_again() -> None:
+    async def main() -> None:
+        async with running(size=8 * SIZE) as rig:
+            client = await Client.attach(rig.path)
+            await client.write(0, bytes(4 * SIZE))
+            (connection,) = rig.server._connections
+            assert connection._incoming.capacity > 4 * SIZE
+            rig.clock.expire(2.0)
+            rig.clock.expire(2.0)
+            assert connection._incoming.capacity <= SIZE
+            await client.write(0, b"go on")
+            await client.close()
+
+    asyncio.run(main())
