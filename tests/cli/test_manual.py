@@ -1,0 +1,67 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""The manual names what there is: options, commands, events, drivers, folders; and no more."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+
+import nbdjobs
+from nbdjobs.cli import backup, serve
+from nbdjobs.cli.main import SUBCOMMANDS
+from nbdjobs.nodes.drivers import DRIVERS
+from nbdjobs.qapi.types import event_name
+from nbdjobs.qmp.commands import EVENTS, REGISTRY
+
+ROOT = Path(nbdjobs.__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text()
+
+
+def first_column(text: str, pattern: str) -> set[str]:
+    """What stands in backquotes at the beginning of the tables' rows."""
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    return {found for row in rows for found in re.findall(pattern, row.split("|")[1])}
+
+
+@pytest.mark.parametrize("name", ["serve", "backup"])
+def test_the_manual_names_the_options_there_are(name: str) -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    {"serve": serve, "backup": backup}[name].add_arguments(parser)
+    options = {word for word in parser.format_help().split() if word.startswith("--")}
+    options = {re.sub(r"[^a-z-].*", "", option) for option in options}
+    assert first_column(page(f"{name}.md"), r"`(--[a-z-]+)") == options
+
+
+def test_the_manual_names_the_commands_and_events_there_are() -> None:
+    events = {event_name(event) for event in EVENTS}
+    assert first_column(page("qmp.md"), r"`([A-Za-z_-]+)`") == set(REGISTRY.commands) | events
+
+
+def test_the_manual_names_the_drivers_there_are() -> None:
+    listed = page("qmp.md").split("Node drivers:")[1].split("\n\n")[0]
+    assert set(re.findall(r"`([a-z-]+)`", listed)) - {"offset", "size"} == set(DRIVERS)
+
+
+def test_the_manual_names_the_folders_there_are() -> None:
+    packages = {f"nbdjobs/{path.parent.name}/" for path in (ROOT / "nbdjobs").glob("*/__init__.py")}
+    listed = first_column(page("architecture.md"), r"`(nbdjobs/[a-z/.]+)`")
+    assert {entry for entry in listed if entry.endswith("/")} == packages
+
+
+def test_the_readme_names_the_subcommands_there_are() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert all(f"`nbdjobs {name}`" in text or f"nbdjobs {name} " in text for name in SUBCOMMANDS)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", path.read_text()):
+        assert target.startswith("https://") or (path.parent / target).exists(), target
