@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, Protocol, cast
 
 from nbdjobs.errors import ProtocolError
-from nbdjobs.protocol.buffers import BufferPool, ReceiveBuffer, receive_capacity
+from nbdjobs.protocol.buffers import POOLED_FROM, BufferPool, ReceiveBuffer, receive_capacity
 from nbdjobs.protocol.export import Export
 from nbdjobs.protocol.negotiation import Chosen, Ended, Negotiation
 from nbdjobs.protocol.session import Piece, Session
@@ -32,7 +32,6 @@ SHRINK_AFTER_S: Final = 2.0
 """A grown receive buffer is given up when no large write came for so long."""
 
 _MINIMUM_ROOM: Final = 32 * 1024
-_MAX_SPARES: Final = 2
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +81,7 @@ class Connection(asyncio.BufferedProtocol):
         self._negotiation: Negotiation | None = Negotiation(exports)
         self._session: Session | None = None
         self._incoming = ReceiveBuffer(BASE_CAPACITY)
-        self._spares: list[ReceiveBuffer] = []
+        self._receive_end = BASE_CAPACITY
         self._unsent: list[memoryview] = []
         self._is_blocked = False
         self._is_reading = True
@@ -131,7 +130,7 @@ class Connection(asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where to put received bytes; there is always room."""
         incoming = self._incoming
-        return incoming.view[incoming.end :]
+        return incoming.view[incoming.end : self._receive_end]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Act on received bytes."""
@@ -193,7 +192,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._is_ending or (session is not None and session.is_over):
             self._end_if_idle()
         else:
-            self._make_room()
+            self._prepare_to_receive()
             self._set_reading(not self._is_held())
 
     def _is_held(self) -> bool:
@@ -241,17 +240,29 @@ class Connection(asyncio.BufferedProtocol):
         _log.info("client disconnected: it did not finish negotiation in time")
         self.disconnect()
 
-    def _make_room(self) -> None:
-        """See to it that the rest of the next request fits behind what is there."""
+    def _prepare_to_receive(self) -> None:
+        """Choose where the next bytes go.
+
+        A large payload is received to its end and no further: then nothing of the next request
+        has to be moved, and the same warm memory serves one after the other.
+        """
+        needed = 1 if self._session is None else self._session.needed
+        self._make_room(needed)
+        incoming = self._incoming
+        is_large = self._session is not None and needed >= POOLED_FROM
+        self._receive_end = incoming.start + needed if is_large else incoming.capacity
+
+    def _make_room(self, needed: int) -> None:
+        """See to it that the rest of a request of `needed` bytes fits behind what is there."""
         incoming = self._incoming
         start = incoming.start
         end = incoming.end
         if start == end and not incoming.pins:
             incoming.start = incoming.end = 0
             return
-        needed = BASE_CAPACITY if self._session is None else self._session.needed
         room = incoming.capacity - end
-        if start + needed <= incoming.capacity and room >= _MINIMUM_ROOM:
+        has_large_room = needed >= POOLED_FROM or room >= _MINIMUM_ROOM
+        if start + needed <= incoming.capacity and has_large_room:
             return
         if room and start + needed <= incoming.capacity and end - start >= needed:
             return  # held, not short: what is there is parsed first
@@ -266,11 +277,7 @@ class Connection(asyncio.BufferedProtocol):
         capacity = receive_capacity(needed, BASE_CAPACITY)
         if capacity > BASE_CAPACITY:
             self._grew()
-        if capacity == BASE_CAPACITY and self._spares:
-            new = self._spares.pop()
-        else:
-            new = ReceiveBuffer(capacity)
-        new.start = new.end = 0
+        new = ReceiveBuffer(capacity)
         new.append(old.view[old.start : old.end])
         old.start = old.end
         self._incoming = new
@@ -291,6 +298,7 @@ class Connection(asyncio.BufferedProtocol):
             self._grew_lately = False
         else:
             self._incoming = ReceiveBuffer(BASE_CAPACITY)
+            self._receive_end = BASE_CAPACITY
 
     # Sending
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 _BACKLOG: Final = 128
-_UNIX_SEND_BUFFER: Final = 2 * 1024 * 1024
+_UNIX_SEND_BUFFER: Final = 512 * 1024
 
 _log = logging.getLogger(__name__)
 
