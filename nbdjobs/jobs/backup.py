@@ -264,7 +264,7 @@ class BackupJob(BlockJob):
         while not self.is_cancelled and self._copy.has_work:
             copied_before = self._copy.copied
             await self._pass_over_disk()
-            if self._copy.copied == copied_before and self._copy.has_work:
+            if self._copy.copied == copied_before and not self._must_settle:
                 # Only errors that the user wants ignored: look again, but not in a hot loop.
                 await self.rest(SLICE_S)
         if not self.is_cancelled:

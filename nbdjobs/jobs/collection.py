@@ -66,7 +66,9 @@ class Jobs:
         job.enter()
 
     def start(self, job: Job) -> None:
-        """Let a job run, as a task of its own."""
+        """Let a job run, as a task of its own; nothing to do for one cancelled before this."""
+        if job in self._tasks or job.id not in self._jobs:
+            return
         job.begin()
         task = asyncio.get_running_loop().create_task(job.live(), name=f"job {job.id}")
         self._tasks[job] = task

@@ -106,6 +106,7 @@ class Job(ABC):
         self.transaction = transaction or Transaction()
         self._jobs = jobs
         self._pauses = 0
+        self._has_started = False
         self._is_at_work = False
         self._wakeup: asyncio.Future[None] | None = None
         self._quiet: list[asyncio.Future[None]] = []
@@ -280,6 +281,10 @@ class Job(ABC):
         self._is_at_work = True
         self._move(_RESUMED_FROM[self.status])
 
+    def become_ready(self) -> None:
+        """Say that the job now only keeps its result in step, until told to complete."""
+        self._move(JobStatus.READY)
+
     async def rest(self, delay: float | None = None) -> None:
         """Wait for that many seconds, or less: every command and event of interest ends it."""
         self._wakeup = asyncio.get_running_loop().create_future()
@@ -360,6 +365,7 @@ class Job(ABC):
     def begin(self) -> None:
         """Start; a job that is held at this moment pauses before it has done anything."""
         if self.status is JobStatus.CREATED and not self.is_cancelled:
+            self._has_started = True
             self._move(JobStatus.RUNNING)
             if self.should_pause:
                 self._enter_pause()
@@ -374,9 +380,10 @@ class Job(ABC):
         else:
             await self.abort()
         await self.clean()
-        self.announce_end()
+        if self._has_started:
+            self.announce_end()
         self._move(JobStatus.CONCLUDED)
-        if self.auto_dismiss:
+        if self.auto_dismiss or not self._has_started:
             self._vanish()
 
     async def _work(self) -> None:
