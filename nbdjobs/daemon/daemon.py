@@ -12,11 +12,16 @@ from nbdjobs.daemon.exports import BlockExports
 from nbdjobs.daemon.objects import Objects
 from nbdjobs.errors import CommandError, NbdJobsError
 from nbdjobs.jobs.collection import Jobs
+from nbdjobs.jobs.events import EVENTS
 from nbdjobs.nodes.device import Device
 from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.node import BlockOp, Node
 from nbdjobs.nodes.opening import open_node
 from nbdjobs.nodes.options import BlockdevOptions
+from nbdjobs.qapi.types import event_name
+from nbdjobs.qapi.visitor import visit
+
+_JOB_EVENTS = {event_name(each): each for each in EVENTS}
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +44,7 @@ class Daemon:
         self.devices: dict[str, Device] = {}
         self.objects = Objects()
         self.exports = BlockExports(self.graph, self.objects, self.emit)
-        self.jobs = Jobs(self.emit)
+        self.jobs = Jobs(lambda name, data: self.emit(visit(_JOB_EVENTS[name], data)))
 
     # Events and the end
 
@@ -93,11 +98,7 @@ class Daemon:
         Raises:
             CommandError: It cannot be opened; nothing is left half-open.
         """
-        if options.node_name is None:
-            raise CommandError("'node-name' must be specified for the root node")
-        node = await open_node(self.graph, options)
-        node.is_owned_by_user = True
-        return node
+        return await open_node(self.graph, options)
 
     async def blockdev_del(self, name: str) -> None:
         """Close a node that was added by name and that nobody uses.

@@ -105,4 +105,6 @@ def _read(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise CommandError(f"Unable to read {path}: Failed to open file “{path}”: {error.strerror}") from error
+        raise CommandError(
+            f"Unable to read {path}: Failed to open file “{path}”: {error.strerror}"
+        ) from error

@@ -7,12 +7,14 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Final
 
-from nbdjobs.qmp.commands import core
+from nbdjobs.daemon.exports import BlockExportDeleted
+from nbdjobs.jobs import events as job_events
+from nbdjobs.qmp.commands import backup, core, exports, jobs, nodes
 from nbdjobs.qmp.registry import Registry, commands_of
 
-GROUPS: Final[tuple[ModuleType, ...]] = (core,)
+GROUPS: Final[tuple[ModuleType, ...]] = (core, nodes, exports, backup, jobs)
 
-EVENTS: Final[tuple[type, ...]] = ()
+EVENTS: Final[tuple[type, ...]] = (*job_events.EVENTS, BlockExportDeleted)
 """Dataclasses under `@event`, from the modules that emit them."""
 
 REGISTRY: Final = Registry(commands_of(*GROUPS), EVENTS)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from nbdjobs.nodes.device import Accounting, Device
+from nbdjobs.nodes.file import FileNode
 from nbdjobs.nodes.node import DetectZeroes, Node
 from nbdjobs.qapi.types import Uint64, flat_union, member
 
@@ -54,15 +55,15 @@ class BlockDeviceInfo:
     backing_file_depth: int = field(metadata=member("backing_file_depth"))
     encrypted: bool
     detect_zeroes: DetectZeroes = field(metadata=member("detect_zeroes"))
-    bps: int = 0
-    bps_rd: int = field(default=0, metadata=member("bps_rd"))
-    bps_wr: int = field(default=0, metadata=member("bps_wr"))
-    iops: int = 0
-    iops_rd: int = field(default=0, metadata=member("iops_rd"))
-    iops_wr: int = field(default=0, metadata=member("iops_wr"))
+    bps: int
+    bps_rd: int = field(metadata=member("bps_rd"))
+    bps_wr: int = field(metadata=member("bps_wr"))
+    iops: int
+    iops_rd: int = field(metadata=member("iops_rd"))
+    iops_wr: int = field(metadata=member("iops_wr"))
     image: ImageInfo
     cache: BlockdevCacheInfo
-    write_threshold: int = field(default=0, metadata=member("write_threshold"))
+    write_threshold: int = field(metadata=member("write_threshold"))
 
 
 class BlockDeviceIoStatus(StrEnum):
@@ -121,9 +122,9 @@ class BlockDeviceStats:
     flush_total_time_ns: int = field(metadata=member("flush_total_time_ns"))
     unmap_total_time_ns: int = field(metadata=member("unmap_total_time_ns"))
     wr_highest_offset: int = field(metadata=member("wr_highest_offset"))
-    rd_merged: int = field(default=0, metadata=member("rd_merged"))
-    wr_merged: int = field(default=0, metadata=member("wr_merged"))
-    unmap_merged: int = field(default=0, metadata=member("unmap_merged"))
+    rd_merged: int = field(metadata=member("rd_merged"))
+    wr_merged: int = field(metadata=member("wr_merged"))
+    unmap_merged: int = field(metadata=member("unmap_merged"))
     idle_time_ns: int | None = field(default=None, metadata=member("idle_time_ns"))
     failed_rd_operations: int = field(metadata=member("failed_rd_operations"))
     failed_wr_operations: int = field(metadata=member("failed_wr_operations"))
@@ -133,11 +134,9 @@ class BlockDeviceStats:
     invalid_wr_operations: int = field(metadata=member("invalid_wr_operations"))
     invalid_flush_operations: int = field(metadata=member("invalid_flush_operations"))
     invalid_unmap_operations: int = field(metadata=member("invalid_unmap_operations"))
-    account_invalid: bool = field(default=True, metadata=member("account_invalid"))
-    account_failed: bool = field(default=True, metadata=member("account_failed"))
-    timed_stats: list[BlockDeviceTimedStats] = field(
-        default_factory=list, metadata=member("timed_stats")
-    )
+    account_invalid: bool = field(metadata=member("account_invalid"))
+    account_failed: bool = field(metadata=member("account_failed"))
+    timed_stats: list[BlockDeviceTimedStats] = field(metadata=member("timed_stats"))
 
 
 @flat_union(
@@ -183,10 +182,17 @@ def describe_node(node: Node, *, flat: bool = False) -> BlockDeviceInfo:
         backing_file_depth=0,
         encrypted=False,
         detect_zeroes=node.config.detect_zeroes,
+        bps=0,
+        bps_rd=0,
+        bps_wr=0,
+        iops=0,
+        iops_rd=0,
+        iops_wr=0,
         image=describe_image(node, flat=flat),
         cache=BlockdevCacheInfo(
             writeback=cache.is_writeback, direct=cache.is_direct, no_flush=cache.is_no_flush
         ),
+        write_threshold=0,
     )
 
 
@@ -243,9 +249,9 @@ def _describe_specific(node: Node) -> BlockStatsSpecific | None:
         return None
     return BlockStatsSpecificFile(
         driver=node.driver,
-        discard_nb_ok=node.discards.ok,
-        discard_nb_failed=node.discards.failed,
-        discard_bytes_ok=node.discards.bytes_ok,
+        discard_nb_ok=node.discard_stats.discard_nb_ok,
+        discard_nb_failed=node.discard_stats.discard_nb_failed,
+        discard_bytes_ok=node.discard_stats.discard_bytes_ok,
     )
 
 
@@ -266,6 +272,9 @@ def _describe_accounting(accounting: Accounting) -> BlockDeviceStats:
         flush_total_time_ns=flush.total_time_ns,
         unmap_total_time_ns=unmap.total_time_ns,
         wr_highest_offset=accounting.highest_offset_written,
+        rd_merged=0,
+        wr_merged=0,
+        unmap_merged=0,
         failed_rd_operations=read.failed,
         failed_wr_operations=write.failed,
         failed_flush_operations=flush.failed,
@@ -274,4 +283,7 @@ def _describe_accounting(accounting: Accounting) -> BlockDeviceStats:
         invalid_wr_operations=write.invalid,
         invalid_flush_operations=flush.invalid,
         invalid_unmap_operations=unmap.invalid,
+        account_invalid=True,
+        account_failed=True,
+        timed_stats=[],
     )
