@@ -85,6 +85,7 @@ class Connection(asyncio.BufferedProtocol):
         self._unsent: list[memoryview] = []
         self._is_blocked = False
         self._is_reading = True
+        self._is_at_eof = False
         self._is_ending = False
         self._pump_is_due = False
         self._handshake_timer: Timer | None = None
@@ -139,7 +140,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         """Finish what the client has asked for, then close."""
-        self.finish()
+        self._is_at_eof = True
+        self._pump()
         return True
 
     def pause_writing(self) -> None:
@@ -188,6 +190,8 @@ class Connection(asyncio.BufferedProtocol):
             self._is_ending = True
         self._flush()
         self._pool.end_batch()
+        if self._is_at_eof and not self._is_held():
+            self._is_ending = True  # no whole request is left
         session = self._session
         if self._is_ending or (session is not None and session.is_over):
             self._end_if_idle()

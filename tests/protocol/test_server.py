@@ -18,6 +18,7 @@ from nbdjobs.protocol.constants import OptionReplyType as Kind
 from nbdjobs.protocol.export import Export
 from nbdjobs.protocol.messages import ExportQuery
 from nbdjobs.protocol.server import HANDSHAKE_LIMIT_S, Server
+from nbdjobs.protocol.session import MAX_REQUESTS
 from tests.protocol.client import Client
 from tests.protocol.rig import SIZE, MemoryDisk, Rig, running
 
@@ -100,6 +101,26 @@ def test_a_half_closed_client_still_gets_its_replies() -> None:
             await client.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_half_closed_client_gets_even_what_had_to_wait_its_turn(loop: object) -> None:
+    async def main() -> None:
+        async with running() as rig:
+            client = await Client.attach(rig.path)
+            gate = rig.disk.hold("flush")
+            client.writer.write(b"".join(client.pack(Command.FLUSH) for _ in range(300)))
+            client.writer.write_eof()
+            await gate.reached(MAX_REQUESTS)
+            await turns()
+            rig.disk.unhold("flush")
+            for _ in range(300):
+                assert not (await client.reply())[0].error
+            assert await client.is_closed_by_server()
+            await client.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:  # type: ignore[arg-type]  # a factory
+        runner.run(main())
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
