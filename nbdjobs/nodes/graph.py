@@ -314,6 +314,8 @@ class Graph:
         needed, shared = cumulative_permissions(node)
         for edge in node.edges.values():
             edge.needed, edge.shared = node.child_permissions(edge, needed, shared)
+            if edge.node.config.is_share_forced:
+                edge.shared = permissions.ALL
         return needed, shared
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from nbdjobs.errors import CommandError, NodeError
 from nbdjobs.nodes import permissions
+from nbdjobs.nodes.events import DebugEvent
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.rounding import round_down, round_up
 from nbdjobs.nodes.status import DATA, BlockStatus
@@ -126,6 +127,7 @@ class NodeConfig:
     """What every node has, whatever its driver (the common part of QAPI `BlockdevOptions`)."""
 
     is_read_only: bool = False
+    is_auto_read_only: bool = False
     can_unmap: bool = False
     detect_zeroes: DetectZeroes = DetectZeroes.OFF
     cache: CacheMode = CacheMode()
@@ -155,6 +157,9 @@ class Node(ABC):
     """Whether the driver interprets a child instead of storing bytes itself."""
 
     supports_compressed_writes: ClassVar[bool] = False
+
+    takes_debug_events: ClassVar[bool] = False
+    """Whether users of this node should tell it by `debug_event` what they are about to do."""
 
     def __init__(self, name: str, config: NodeConfig, limits: Limits = NO_LIMITS):
         self.name = name
@@ -198,6 +203,11 @@ class Node(ABC):
     def filtered(self) -> Node | None:
         """The node whose content this one shows, if it is a filter."""
         return None
+
+    @property
+    def is_rotational(self) -> bool:
+        """Whether the content is on a spinning disk, where seeking is slow."""
+        return any(edge.node.is_rotational for edge in self.edges.values() if edge.is_primary)
 
     def set_limits(self, limits: Limits) -> None:
         """Take new limits, with maxima cut to whole units; no request may be in flight."""
@@ -248,6 +258,12 @@ class Node(ABC):
         """
         if needed & permissions.WRITES and self.is_read_only:
             raise CommandError("Block node is read-only")
+        is_ragged = self.size % self.limits.request_alignment
+        if is_ragged and Permission.WRITE in needed and Permission.RESIZE not in needed:
+            raise CommandError(
+                "Cannot get 'write' permission without 'resize': Image size is not a multiple of"
+                " request alignment"
+            )
         # A write to the last, incomplete block would have to go beyond the end.
         must_not_grow = needed & Permission.WRITE and not needed & Permission.RESIZE
         if must_not_grow and self.size % self.limits.request_alignment:
@@ -373,6 +389,13 @@ class Node(ABC):
 
         Comes while all above the node is held back, so that no new one begins.
         """
+
+    def storage_at(self, offset: int) -> tuple[Node, int]:
+        """The node that stores the byte, and where: itself, unless it only passes requests on."""
+        return self, offset
+
+    def debug_event(self, event: DebugEvent) -> None:
+        """Take note of what a user of this node is about to do (see `takes_debug_events`)."""
 
     async def close(self) -> None:
         """Let go of what the node holds; no request is in flight, no parent is left."""

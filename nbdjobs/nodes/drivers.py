@@ -1,0 +1,21 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""The table of drivers: what `blockdev-add` can open. A new driver is one file and one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from nbdjobs.nodes.blkdebug import BlkdebugNode
+from nbdjobs.nodes.driver import AnyDriver
+from nbdjobs.nodes.file import FileNode
+from nbdjobs.nodes.host_device import HostDeviceNode
+from nbdjobs.nodes.null import NullAioNode, NullCoNode
+from nbdjobs.nodes.raw import RawNode
+
+DRIVERS: Final[Mapping[str, AnyDriver]] = {
+    driver.driver: driver
+    for driver in (BlkdebugNode, FileNode, HostDeviceNode, NullAioNode, NullCoNode, RawNode)
+}
+"""Drivers by name, in alphabetical order as in the QAPI enum `BlockdevDriver`."""

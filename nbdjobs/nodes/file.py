@@ -1,0 +1,361 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""`file`: a disk in a regular file.
+
+Reads try the page cache first and go to a thread only when it does not have the data. Writes,
+zeroes and the search for holes are made inline while they prove fast (see `pace`). Past the
+page cache (`cache.direct`), everything waits for the device and so happens in threads.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from os import RWF_NOWAIT, preadv, pwritev
+from time import perf_counter_ns
+from typing import ClassVar, Final, Self, TypeVar
+from weakref import WeakSet
+
+from nbdjobs.errors import CommandError, NodeError
+from nbdjobs.nodes import image_lock, permissions
+from nbdjobs.nodes.data_map import DataMap
+from nbdjobs.nodes.driver import DriverNode
+from nbdjobs.nodes.flusher import Flusher
+from nbdjobs.nodes.image_lock import ImageLock
+from nbdjobs.nodes.node import Node, NodeConfig
+from nbdjobs.nodes.options import BlockdevOptions
+from nbdjobs.nodes.pace import SLOW_NS, Pace
+from nbdjobs.nodes.permissions import Permission
+from nbdjobs.nodes.rounding import round_down
+from nbdjobs.nodes.status import DATA, HOLE, BlockStatus
+from nbdjobs.nodes.storage import FileStorage, Run
+from nbdjobs.nodes.tracked import Kind
+from nbdjobs.nodes.workers import Workers
+from nbdjobs.qapi.types import member
+
+T = TypeVar("T")
+
+MAX_INLINE: Final = 1024 * 1024
+"""Longer writes would keep the event loop for longer than is fair, even into the page cache."""
+
+_COPY_REFUSALS: Final = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL})
+
+
+class OnOffAuto(StrEnum):
+    """QAPI `OnOffAuto`."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
+class AioBackend(StrEnum):
+    """QAPI `BlockdevAioOptions`: accepted, and all the same here."""
+
+    THREADS = "threads"
+    NATIVE = "native"
+    IO_URING = "io_uring"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileOptions(BlockdevOptions):
+    """Options of the drivers `file` and `host_device` (QAPI `BlockdevOptionsFile`).
+
+    Attributes:
+        filename: Path of the file.
+        pr_manager: Name of a persistent reservation manager; there are none.
+        locking: Whether to tell other processes what is done to the image; "auto" does where
+            the file system can.
+        aio: Accepted, with the condition that QEMU puts on "native".
+        aio_max_batch: Accepted without effect.
+        drop_cache: Accepted without effect, it is about live migration.
+        x_check_cache_dropped: Likewise.
+    """
+
+    filename: str
+    pr_manager: str | None = None
+    locking: OnOffAuto = OnOffAuto.AUTO
+    aio: AioBackend = AioBackend.THREADS
+    aio_max_batch: int = 0
+    drop_cache: bool = True
+    x_check_cache_dropped: bool = field(
+        default=False, metadata=member("x-check-cache-dropped", features=("unstable",))
+    )
+
+
+@dataclass(slots=True)
+class DiscardStats:
+    """QAPI `BlockStatsSpecificFile`."""
+
+    discard_nb_ok: int = 0
+    discard_nb_failed: int = 0
+    discard_bytes_ok: int = 0
+
+
+class FileNode(DriverNode[FileOptions]):
+    """The driver `file`.
+
+    Attributes:
+        discard_stats: How many discards the storage was asked for, and what came of them.
+    """
+
+    driver: ClassVar[str] = "file"
+    options_type: ClassVar[type[BlockdevOptions]] = FileOptions
+    storage_type: ClassVar[type[FileStorage]] = FileStorage
+
+    def __init__(
+        self,
+        name: str,
+        config: NodeConfig,
+        storage: FileStorage,
+        workers: Workers,
+        lock: ImageLock | None,
+    ):
+        super().__init__(name, config, storage.limits)
+        self.discard_stats = DiscardStats()
+        self._storage = storage
+        self._workers = workers
+        self._lock = lock
+        self._fd = storage.fd
+        self._is_direct = config.cache.is_direct
+        self._tries_page_cache = not self._is_direct
+        self._reading, self._writing, self._punching, self._seeking = (Pace() for _ in range(4))
+        self._data_map = DataMap(storage.size)
+        self._flusher = Flusher(
+            lambda: self._in_thread(storage.sync), is_failure_final=not self._is_direct
+        )
+        self._no_copies_to: WeakSet[FileNode] = WeakSet()
+
+    @classmethod
+    async def open(
+        cls, name: str, config: NodeConfig, options: FileOptions, children: Mapping[str, Node]
+    ) -> Self:
+        """Open the file, and the descriptor for its locks."""
+        _check_options(cls.driver, options, config)
+        workers = Workers(name)
+        opened: list[FileStorage] = []
+        try:
+            # A network file system may take its time even for this.
+            await workers.run(lambda: opened.append(cls.storage_type(options.filename, config)))
+            lock = _lock_for(opened[0], options.locking)
+        except BaseException:
+            for storage in opened:
+                storage.close()
+            workers.close()
+            raise
+        return cls(name, config, opened[0], workers, lock)
+
+    # What it is
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, rounded up to 512."""
+        return self._storage.size
+
+    @property
+    def filename(self) -> str:
+        """Path, as the user gave it."""
+        return self._storage.path
+
+    @property
+    def allocated_size(self) -> int:
+        """Bytes of storage that the file takes up."""
+        return self._storage.allocated_size
+
+    def is_known_data(self, offset: int, length: int) -> bool:
+        """What earlier looks at the file and writes have taught."""
+        return self._data_map.knows(offset, length)
+
+    async def cache(self, offset: int, length: int) -> None:
+        """Tell the kernel to read the range ahead."""
+        if not self._is_direct:
+            await self._in_thread(
+                partial(os.posix_fadvise, self._fd, offset, length, os.POSIX_FADV_WILLNEED)
+            )
+
+    async def close(self) -> None:
+        """Close the descriptors; the locks go with the last of them."""
+        self._workers.close()
+        self._storage.close()
+        if self._lock is not None:
+            os.close(self._lock.fd)
+
+    # Permissions
+
+    def check_permissions(self, needed: Permission, shared: Permission) -> None:
+        """Open for writing and lock the image as far as the users need it."""
+        super().check_permissions(needed, shared)
+        if needed & permissions.WRITES:
+            self._storage.make_writable()
+        if self._lock is not None:
+            self._lock.acquire(needed, shared)
+
+    def apply_permissions(self, needed: Permission, shared: Permission) -> None:
+        """Give back the locks and the right to write that nobody needs any more."""
+        if self._lock is not None:
+            self._lock.settle(needed, shared)
+        if not needed & permissions.WRITES and not self._workers.busy:
+            self._storage.make_read_only()
+
+    # Reading and writing
+
+    async def _pread(self, offset: int, buffer: memoryview) -> None:
+        done = 0
+        if self._tries_page_cache:
+            try:
+                done = preadv(self._fd, (buffer,), offset, RWF_NOWAIT)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                # The file system does not know the flag; other failures come again below.
+                self._tries_page_cache = error.errno != errno.EOPNOTSUPP
+            if done == len(buffer):
+                return
+        read = partial(self._storage.read, offset + done, buffer[done:])
+        if self._tries_page_cache:
+            await self._in_thread(read, offset)
+        else:
+            await self._paced(self._reading, read, offset)
+
+    async def _pwrite(self, offset: int, data: memoryview, fua: bool) -> None:
+        length = len(data)
+        done = 0
+        pace = self._writing
+        if pace.is_fast and not self._is_direct and length <= MAX_INLINE:
+            begun = perf_counter_ns()
+            try:
+                done = pwritev(self._storage.write_fd, (data,), offset)
+            except OSError as error:
+                raise NodeError.from_os_error(error, offset=offset) from error
+            elapsed = perf_counter_ns() - begun
+            if elapsed > SLOW_NS:
+                pace.note(elapsed)
+        if done < length:
+            write = partial(self._storage.write, offset + done, data[done:])
+            await self._in_thread(partial(pace.timed, write), offset)
+        self._flusher.wrote()
+        if length >= self._data_map.granule:
+            self._data_map.add(offset, offset + length)
+        if fua:
+            await self.flush()
+
+    async def _pwrite_zeroes(
+        self, offset: int, length: int, fua: bool, may_unmap: bool, fast_only: bool
+    ) -> None:
+        zero = partial(self._storage.zero, offset, length, may_unmap=may_unmap, fast_only=fast_only)
+        await self._punch(zero, offset, length)
+        if fua:
+            await self.flush()
+
+    async def _pdiscard(self, offset: int, length: int) -> None:
+        stats = self.discard_stats
+        try:
+            await self._punch(partial(self._storage.discard, offset, length), offset, length)
+        except NodeError:
+            stats.discard_nb_failed += 1
+            raise
+        stats.discard_nb_ok += 1
+        stats.discard_bytes_ok += length
+
+    async def _punch(self, call: Callable[[], None], offset: int, length: int) -> None:
+        try:
+            await self._paced(self._punching, call, offset)
+        finally:
+            # Afterwards, since a look at the file meanwhile may have seen the old content.
+            self._data_map.remove(offset, offset + length)
+            self._flusher.wrote()
+
+    async def _flush(self) -> None:
+        await self._flusher.flush()
+
+    # Holes
+
+    async def _block_status(self, offset: int, length: int) -> BlockStatus:
+        run = await self._paced(self._seeking, partial(self._look, offset), offset)
+        return BlockStatus(min(run.end - offset, length), HOLE if run.is_hole else DATA)
+
+    def _look(self, offset: int) -> Run:
+        """Find the run at `offset`; of data, learn as much as the file system tells."""
+        run = self._storage.run_at(offset)
+        if not run.is_hole:
+            begin = round_down(offset, self._data_map.granule)
+            before = self._storage.run_at(begin) if begin < offset else run
+            is_joined = not before.is_hole and before.end >= run.end
+            self._data_map.add(begin if is_joined else offset, run.end)
+        return run
+
+    # Copying inside the kernel
+
+    async def copy_range(self, offset: int, target: Node, target_offset: int, length: int) -> None:
+        """Let the kernel copy to another file; a pair that it refuses is not tried again."""
+        file, file_offset = target.storage_at(target_offset)
+        if not isinstance(file, FileNode) or file in self._no_copies_to:
+            raise NodeError(errno.ENOTSUP)
+        alignment = max(self.limits.request_alignment, file.limits.request_alignment)
+        if (offset | file_offset | length) % alignment:
+            raise NodeError(errno.ENOTSUP)
+        if file.limits.request_alignment == 1:
+            await self._copy(offset, file, file_offset, length)
+            return
+        async with file.tracked.request(file_offset, length, Kind.WRITE, is_serialising=False):
+            await self._copy(offset, file, file_offset, length)
+
+    async def _copy(self, offset: int, target: FileNode, target_offset: int, length: int) -> None:
+        copy = partial(self._storage.copy_to, offset, target._storage, target_offset, length)
+        try:
+            is_complete = await self._in_thread(copy, offset)
+        except NodeError as error:
+            if error.errno not in _COPY_REFUSALS:
+                raise
+            self._no_copies_to.add(target)
+            raise NodeError(errno.ENOTSUP) from error
+        finally:
+            # The kernel may have copied holes as holes.
+            target._data_map.remove(target_offset, target_offset + length)
+            target._flusher.wrote()
+        if not is_complete:  # the source ends before the range does
+            raise NodeError(errno.ENOTSUP)
+
+    # Where calls are made
+
+    async def _in_thread(self, call: Callable[[], T], offset: int | None = None) -> T:
+        try:
+            return await self._workers.run(call)
+        except OSError as error:
+            raise NodeError.from_os_error(error, offset=offset) from error
+
+    async def _paced(self, pace: Pace, call: Callable[[], T], offset: int) -> T:
+        if not pace.is_fast or self._is_direct:
+            return await self._in_thread(partial(pace.timed, call), offset)
+        try:
+            return pace.timed(call)
+        except OSError as error:
+            raise NodeError.from_os_error(error, offset=offset) from error
+
+
+def _check_options(driver: str, options: FileOptions, config: NodeConfig) -> None:
+    if not options.filename:
+        raise CommandError(f"The '{driver}' block driver requires a file name")
+    if options.aio is AioBackend.NATIVE and not config.cache.is_direct:
+        raise CommandError(
+            "aio=native was specified, but it requires cache.direct=on, which was not specified."
+        )
+    if options.pr_manager is not None:
+        raise CommandError(f"No persistent reservation manager with id '{options.pr_manager}'")
+
+
+def _lock_for(storage: FileStorage, locking: OnOffAuto) -> ImageLock | None:
+    if locking is OnOffAuto.OFF:
+        return None
+    try:
+        fd = storage.open_for_locks()
+    except OSError as error:
+        raise CommandError(f"Could not open '{storage.path}': {error.strerror}") from error
+    if locking is OnOffAuto.AUTO and not image_lock.is_supported(fd):
+        os.close(fd)
+        return None
+    return ImageLock(fd)

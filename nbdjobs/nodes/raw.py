@@ -1,0 +1,163 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""`raw`: a window on another node, or with neither `offset` nor `size` a filter that shows it.
+
+The operations are plain functions that hand out the child's coroutine: a raw node in the way of
+a request costs one call.
+
+Source: QEMU qapi/block-core.json (BlockdevOptionsRaw) and the behaviour of its storage daemon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from nbdjobs.errors import CommandError
+from nbdjobs.nodes.driver import ChildReference, DriverNode
+from nbdjobs.nodes.events import DebugEvent
+from nbdjobs.nodes.graph import Edge, Role
+from nbdjobs.nodes.node import SECTOR, Node, NodeConfig, Operation
+from nbdjobs.nodes.options import BlockdevOptions, BlockdevRef
+from nbdjobs.nodes.permissions import Permission
+from nbdjobs.nodes.rounding import round_down
+from nbdjobs.nodes.status import BlockStatus
+from nbdjobs.qapi.types import Size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawOptions(BlockdevOptions):
+    """Options of the driver (QAPI `BlockdevOptionsRaw`).
+
+    Attributes:
+        file: Where the bytes are.
+        offset: Where the disk begins there.
+        size: Bytes of the disk; up to the end if not given.
+    """
+
+    file: BlockdevRef
+    offset: Size | None = None
+    size: Size | None = None
+
+    @property
+    def is_window(self) -> bool:
+        """Whether the node shows only a part of its child."""
+        return bool(self.offset) or self.size is not None
+
+
+class RawNode(DriverNode[RawOptions]):
+    """The driver `raw`."""
+
+    driver: ClassVar[str] = "raw"
+    is_format: ClassVar[bool] = True
+    options_type: ClassVar[type[BlockdevOptions]] = RawOptions
+
+    def __init__(self, name: str, config: NodeConfig, options: RawOptions):
+        super().__init__(name, config)
+        self._options = options
+        self._offset = options.offset or 0
+
+    @classmethod
+    def children_of(cls, options: RawOptions) -> tuple[ChildReference, ...]:
+        """The one child, named in the options."""
+        role = Role.DATA if options.is_window else Role.FILTERED
+        return (ChildReference("file", options.file, role),)
+
+    @classmethod
+    async def open(
+        cls, name: str, config: NodeConfig, options: RawOptions, children: Mapping[str, Node]
+    ) -> Self:
+        """Check that the window lies inside the child."""
+        _check_window(options, children["file"].size)
+        return cls(name, config, options)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the window, or of the child."""
+        if self._options.size is not None:
+            return self._options.size
+        if not self._options.is_window:
+            return self._file.size
+        return round_down(max(self._file.size - self._offset, 0), SECTOR)
+
+    @property
+    def filename(self) -> str:
+        """The child's, if this node shows all of it."""
+        return "" if self._options.is_window else self._file.filename
+
+    @property
+    def _file(self) -> Node:
+        return self.edges["file"].node
+
+    def child_permissions(
+        self, edge: Edge, needed: Permission, shared: Permission
+    ) -> tuple[Permission, Permission]:
+        """What users of this node need and share, but a window's child may not change size."""
+        return needed, shared & ~Permission.RESIZE if self._options.is_window else shared
+
+    def is_known_data(self, offset: int, length: int) -> bool:
+        """What the child knows."""
+        return self._file.is_known_data(self._offset + offset, length)
+
+    def storage_at(self, offset: int) -> tuple[Node, int]:
+        """Where the child stores the byte."""
+        return self._file.storage_at(self._offset + offset)
+
+    async def cache(self, offset: int, length: int) -> None:
+        """Cache the child's range."""
+        await self._file.cache(self._offset + offset, length)
+
+    async def copy_range(self, offset: int, target: Node, target_offset: int, length: int) -> None:
+        """Copy the child's range."""
+        await self._file.copy_range(self._offset + offset, target, target_offset, length)
+
+    def _pread(self, offset: int, buffer: memoryview) -> Operation:
+        file = self.edges["file"].node
+        if file.takes_debug_events:
+            file.debug_event(DebugEvent.READ_AIO)
+        return file.pread(self._offset + offset, buffer)
+
+    def _pwrite(self, offset: int, data: memoryview, fua: bool) -> Operation:
+        file = self.edges["file"].node
+        if file.takes_debug_events:
+            file.debug_event(DebugEvent.WRITE_AIO)
+        return file.pwrite(self._offset + offset, data, fua=fua)
+
+    def _pwrite_zeroes(
+        self, offset: int, length: int, fua: bool, may_unmap: bool, fast_only: bool
+    ) -> Operation:
+        return self._file.pwrite_zeroes(
+            self._offset + offset, length, fua=fua, may_unmap=may_unmap, fast_only=fast_only
+        )
+
+    def _pdiscard(self, offset: int, length: int) -> Operation:
+        return self._file.pdiscard(self._offset + offset, length)
+
+    async def _flush(self) -> None:
+        file = self._file
+        if file.takes_debug_events:
+            file.debug_event(DebugEvent.FLUSH_TO_OS)
+            file.debug_event(DebugEvent.FLUSH_TO_DISK)
+        await file.flush()
+
+    def _block_status(self, offset: int, length: int) -> Coroutine[Any, Any, BlockStatus]:
+        return self._file.block_status(self._offset + offset, length)
+
+
+def _check_window(options: RawOptions, available: int) -> None:
+    """Refuse a window that the child does not have, in QEMU's words."""
+    offset = options.offset or 0
+    if offset > available:
+        raise CommandError(
+            f"Offset ({offset}) cannot be greater than size of the containing file ({available})"
+        )
+    if options.size is None:
+        return
+    if offset + options.size > available:
+        raise CommandError(
+            f"The sum of offset ({offset}) and size ({options.size}) has to be smaller or equal"
+            f" to the  actual size of the containing file ({available})"
+        )
+    if options.size % SECTOR:
+        raise CommandError(f"Specified size is not multiple of {SECTOR}")
