@@ -439,6 +439,44 @@ def test_cancelling_with_a_stuck_target_frees_guests_at_once_and_ends_when_it_co
     asyncio.run(main())
 
 
+def test_a_copy_stuck_for_a_guest_stalls_nobody_once_the_backup_is_cancelled() -> None:
+    async def main() -> None:
+        rig = Rig()
+        async with rig.target.hold(Op.WRITE) as gate:
+            job = await rig.backup(sync=SyncMode.NONE)
+            guest = asyncio.create_task(rig.write(0, NEW))
+            await gate.reached()
+            job.cancel()
+            await guest
+            await turns(100)
+            assert job.status is JobStatus.ABORTING
+            await rig.write(0, NEW)  # no drained section keeps it waiting
+        await turns(100)
+        rig.assert_as_before()
+
+    asyncio.run(main())
+
+
+def test_of_two_backups_to_one_target_that_start_together_one_is_refused() -> None:
+    async def main() -> None:
+        rig = Rig()
+        async with rig.source.hold(Op.WRITE) as gate:
+            guest = asyncio.create_task(rig.write(0, NEW))
+            await gate.reached()
+            starting = [asyncio.create_task(rig.backup(job_id=name)) for name in ("j", "k")]
+            await turns()
+            assert not any(task.done() for task in starting)
+        await guest
+        first, second = await asyncio.gather(*starting, return_exceptions=True)
+        assert isinstance(first, BackupJob)
+        assert isinstance(second, CommandError)
+        assert str(second) == BUSY
+        await rig.run_through(first)
+        rig.assert_as_before()
+
+    asyncio.run(main())
+
+
 def test_a_stuck_flush_keeps_the_job_from_completing() -> None:
     async def main() -> None:
         rig = Rig()
