@@ -86,7 +86,7 @@ async def _serve(line: CommandLine, on_ready: Callable[[], None]) -> None:
             daemon.subscribe(monitors.broadcast)
             try:
                 with PidFile(line.pidfile) as pidfile:
-                    if await _set_up(line, daemon, Setup(daemon, monitors)):
+                    if await _set_up(line, daemon, monitors):
                         _write(pidfile)
                         _settle_memory()
                         on_ready()
@@ -102,8 +102,14 @@ def _write(pidfile: PidFile) -> None:
         raise _StartError(f"cannot create PID file: {error.strerror}") from error
 
 
-async def _set_up(line: CommandLine, daemon: Daemon, setup: Setup) -> bool:
-    """Apply all options in order; False if the daemon was told to quit meanwhile."""
+async def _set_up(line: CommandLine, daemon: Daemon, monitors: QmpServer) -> bool:
+    """Apply all options in order; False if the daemon was told to quit meanwhile.
+
+    Clients that come early wait, so that none sees a daemon that is half set up.
+    """
+    setup = Setup(daemon, monitors)
+    monitors.hold_clients()
+    daemon.exports.hold_clients()
     quitting = asyncio.ensure_future(daemon.asked_to_quit())
     try:
         for step in line.steps:
@@ -119,6 +125,8 @@ async def _set_up(line: CommandLine, daemon: Daemon, setup: Setup) -> bool:
                 raise _StartError(f"--{step.option} {step.text}: {error}") from error
     finally:
         quitting.cancel()
+    daemon.exports.release_clients()
+    monitors.release_clients()
     return True
 
 

@@ -143,6 +143,7 @@ class BlockExports:
         self._emit = emit
         self._exports: dict[str, BlockExport] = {}
         self._server: Server | None = None
+        self._is_holding = False
         self._endings: set[asyncio.Task[None]] = set()
 
     # The server
@@ -156,6 +157,18 @@ class BlockExports:
     def connection_count(self) -> int:
         """NBD clients now."""
         return self._server.connection_count if self._server is not None else 0
+
+    def hold_clients(self) -> None:
+        """Let NBD clients wait to be accepted until `release_clients`."""
+        self._is_holding = True
+        if self._server is not None:
+            self._server.hold_clients()
+
+    def release_clients(self) -> None:
+        """Serve NBD clients from now on."""
+        self._is_holding = False
+        if self._server is not None:
+            self._server.release_clients()
 
     async def start_server(self, options: NbdServerOptions) -> None:
         """Start the NBD server.
@@ -174,6 +187,8 @@ class BlockExports:
             handshake_limit_s=HANDSHAKE_LIMIT_S if handshake is None else float(handshake),
             on_unused=self._unused,
         )
+        if self._is_holding:
+            server.hold_clients()
         self._server = server  # from here on, another start is refused
         try:
             await _listen(server, options.addr)

@@ -254,6 +254,16 @@ class BackupJob(BlockJob):
         """Bytes that there were to copy."""
         return self._copy.total
 
+    @property
+    def intercepted_operations(self) -> int:
+        """Requests of guests that had to wait for a copy."""
+        return self._filter.intercepted_operations
+
+    @property
+    def intercepted_bytes(self) -> int:
+        """Bytes copied ahead of guests' writes."""
+        return self._filter.intercepted_bytes
+
     # The work
 
     async def run(self) -> None:

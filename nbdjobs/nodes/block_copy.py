@@ -17,7 +17,7 @@ Source: QEMU `block/block-copy.c` for the behaviour.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -132,7 +132,9 @@ class BlockCopy:
         """Begin no copy from now on; those in flight go on to their end."""
         self.is_cancelled = True
 
-    async def copy(self, offset: int, length: int) -> None:
+    async def copy(
+        self, offset: int, length: int, *, on_copied: Callable[[int], None] | None = None
+    ) -> None:
         """See to it that the range, rounded to whole clusters, is on the target.
 
         Returns without having done so only after `cancel`. Cancelling the call abandons what is
@@ -141,6 +143,7 @@ class BlockCopy:
         Args:
             offset: First byte.
             length: Bytes, at least 1.
+            on_copied: Told of the bytes that this very call has copied, piece by piece.
 
         Raises:
             CopyError: Source or target failed.
@@ -151,7 +154,7 @@ class BlockCopy:
             end = request.end
             run = self._next_chunk(request.offset, end)
             while run is not None and not self.is_cancelled:
-                await self._copy_clusters(*run)
+                await self._copy_clusters(*run, on_copied)
                 run = self._next_chunk(run[1], end)
 
     async def next_run(self, offset: int, limit: int) -> tuple[int, int] | None:
@@ -197,7 +200,9 @@ class BlockCopy:
 
     # Copying
 
-    async def _copy_clusters(self, begin: int, end: int) -> None:
+    async def _copy_clusters(
+        self, begin: int, end: int, on_copied: Callable[[int], None] | None
+    ) -> None:
         """Copy whole clusters, all of them still to copy, then clear their bits piece by piece."""
         while begin < end and not self.is_cancelled:
             piece_end = begin
@@ -211,12 +216,16 @@ class BlockCopy:
             else:
                 piece_end = min(end, begin + self._max_chunk)
                 await self._copy_pieces(begin, min(piece_end, self.size), status)
-            self._mark_copied(begin, piece_end)
+            copied = self._mark_copied(begin, piece_end)
+            if on_copied is not None:
+                on_copied(copied)
             begin = piece_end
 
-    def _mark_copied(self, begin: int, end: int) -> None:
+    def _mark_copied(self, begin: int, end: int) -> int:
         self.to_copy[begin // self.cluster_size : end // self.cluster_size] = 0
-        self.copied += min(end, self.size) - begin
+        copied = min(end, self.size) - begin
+        self.copied += copied
+        return copied
 
     async def _copy_pieces(self, offset: int, end: int, status: BlockStatus) -> None:
         """Copy a range, given the status of its first run, in pieces that fit a buffer."""

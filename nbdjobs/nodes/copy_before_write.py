@@ -76,6 +76,8 @@ class CopyBeforeWrite(Node):
         options: What it was made with.
         snapshot_error: Why the snapshot is broken, or None while it is good.
         on_broken: Called once when the snapshot breaks.
+        intercepted_operations: Requests of guests that had to wait for a copy.
+        intercepted_bytes: Bytes copied ahead of them.
     """
 
     driver = "copy-before-write"
@@ -92,6 +94,8 @@ class CopyBeforeWrite(Node):
         self.options = options
         self.snapshot_error: NodeError | None = None
         self.on_broken: Callable[[], None] | None = None
+        self.intercepted_operations = 0
+        self.intercepted_bytes = 0
         self._clock = clock or LoopClock()
         self._copy: BlockCopy | None = None
         self._copies = Background()
@@ -230,12 +234,16 @@ class CopyBeforeWrite(Node):
         if not copy.needs_copy(offset, length):
             return
         try:
-            task = self._copies.start(copy.copy(offset, length))
+            self.intercepted_operations += 1
+            task = self._copies.start(copy.copy(offset, length, on_copied=self._count_intercepted))
             error = await self._wait_for(task) if task is not None else None
         except CopyError as failure:
             error = failure
         if error is not None and not copy.is_cancelled:
             self._settle_failure(error)
+
+    def _count_intercepted(self, length: int) -> None:
+        self.intercepted_bytes += length
 
     async def _wait_for(self, task: asyncio.Task[None]) -> NodeError | None:
         """Wait for a copy, as long as this guest is willing to; the answer is what failed."""

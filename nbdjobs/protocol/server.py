@@ -56,6 +56,7 @@ class Server:
         self._connections: set[Connection] = set()
         self._accepting: set[asyncio.Task[None]] = set()
         self._is_closed = False
+        self._is_holding = False
         self._all_ended = asyncio.Event()
         self._all_ended.set()
 
@@ -68,6 +69,16 @@ class Server:
     def addresses(self) -> list[str | tuple[str, int]]:
         """Where the server listens: paths, and hosts with ports."""
         return [listener.address for listener in self._listeners]
+
+    def hold_clients(self) -> None:
+        """Let new clients wait in the kernel's queue until `release_clients`."""
+        self._is_holding = True
+        self._balance()
+
+    def release_clients(self) -> None:
+        """Accept clients again."""
+        self._is_holding = False
+        self._balance()
 
     def add_export(self, export: Export) -> None:
         """Offer an export.
@@ -163,15 +174,16 @@ class Server:
     def _listen(self, sock: socket.socket) -> None:
         listener = Listener(sock, self._accept)
         self._listeners.append(listener)
-        listener.set_accepting(not self._is_full())
+        listener.set_accepting(self._has_room())
 
-    def _is_full(self) -> bool:
-        return 0 < self._max_connections <= len(self._connections)
+    def _has_room(self) -> bool:
+        is_full = 0 < self._max_connections <= len(self._connections)
+        return not is_full and not self._is_holding
 
     def _balance(self) -> None:
         """Accept clients exactly while there is room for them."""
         for listener in self._listeners:
-            listener.set_accepting(not self._is_full())
+            listener.set_accepting(self._has_room())
 
     def _accept(self, sock: socket.socket) -> None:
         prepare_client(sock)

@@ -76,6 +76,8 @@ class QmpServer:
         self._tasks = asyncio.TaskGroup()
         self._connections: dict[_Connection, asyncio.Task[None]] = {}
         self._listeners: list[tuple[asyncio.Server, socket.socket]] = []
+        self._is_released = asyncio.Event()
+        self._is_released.set()
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
@@ -90,6 +92,14 @@ class QmpServer:
         self.close()
         # No session lets an error out, so what the body raised can stay what it is.
         await self._tasks.__aexit__(None, None, None)
+
+    def hold_clients(self) -> None:
+        """Let clients that come from now on wait for their greeting until `release_clients`."""
+        self._is_released.clear()
+
+    def release_clients(self) -> None:
+        """Serve clients from now on."""
+        self._is_released.set()
 
     async def open(self, options: SocketChardev, *, pretty: bool = False) -> list[socket.socket]:
         """Serve QMP on a socket, from now until the server closes.
@@ -160,7 +170,7 @@ class QmpServer:
 
     async def _serve(self, connection: _Connection) -> None:
         try:
-            await connection.run()
+            await connection.run(self._is_released)
         except Exception:
             logger.exception("a QMP session failed unexpectedly")
         finally:
@@ -191,9 +201,10 @@ class _Connection:
         self.is_ended = False
         self._queue: asyncio.Queue[Parsed | JsonError | None] = asyncio.Queue(limits.queued)
 
-    async def run(self) -> None:
+    async def run(self, is_released: asyncio.Event) -> None:
         """Serve until the client leaves; what it sent before that is still executed."""
         try:
+            await is_released.wait()
             self._writer.write(self._session.greeting())
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._read())

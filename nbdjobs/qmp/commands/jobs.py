@@ -184,7 +184,7 @@ def query_block_jobs(daemon: Daemon) -> list[BlockJobInfo]:
 
 def _describe(job: BlockJob) -> BlockJobInfo:
     info = job.info()
-    is_backup = isinstance(job, BackupJob)
+    backup = job if isinstance(job, BackupJob) else None
     return BlockJobInfo(
         type=info.type,
         device=info.id,
@@ -199,6 +199,6 @@ def _describe(job: BlockJob) -> BlockJobInfo:
         auto_finalize=info.auto_finalize,
         auto_dismiss=info.auto_dismiss,
         error=info.error,
-        x_intercepted_operations=job.intercepted_operations if is_backup else None,
-        x_intercepted_bytes=job.intercepted_bytes if is_backup else None,
+        x_intercepted_operations=backup.intercepted_operations if backup else None,
+        x_intercepted_bytes=backup.intercepted_bytes if backup else None,
     )
