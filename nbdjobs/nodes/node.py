@@ -258,8 +258,8 @@ class Node(ABC):
         """
         if needed & permissions.WRITES and self.is_read_only:
             raise CommandError("Block node is read-only")
-        is_ragged = self.size % self.limits.request_alignment
-        if is_ragged and Permission.WRITE in needed and Permission.RESIZE not in needed:
+        cannot_grow = Permission.WRITE in needed and Permission.RESIZE not in needed
+        if cannot_grow and self.size % self.limits.request_alignment:
             raise CommandError(
                 "Cannot get 'write' permission without 'resize': Image size is not a multiple of"
                 " request alignment"
