@@ -174,7 +174,7 @@ class BlockCopy:
         begin, end = run
         status = await self._source_status(begin, end - begin)
         hole_end = round_down(begin + status.length, self.cluster_size)
-        if status.status & Status.ZERO and hole_end > begin:
+        if _is_hole(status) and hole_end > begin:
             return begin, hole_end
         return begin, min(end, begin + chunk)
 
@@ -207,7 +207,7 @@ class BlockCopy:
         while begin < end and not self.is_cancelled:
             piece_end = begin
             status = await self._source_status(begin, min(end, self.size) - begin)
-            if status.status & Status.ZERO:
+            if _is_hole(status):
                 piece_end = round_down(begin + status.length, self.cluster_size)
                 if begin + status.length >= self.size:
                     piece_end = end
@@ -231,7 +231,7 @@ class BlockCopy:
         """Copy a range, given the status of its first run, in pieces that fit a buffer."""
         while True:
             length = min(status.length, end - offset, BUFFER_SIZE)
-            if status.status & Status.ZERO:
+            if _is_hole(status):
                 await self._zero(offset, offset + length)
             elif not await self._copy_by_storage(offset, length):
                 await self._copy_by_hand(offset, length)
@@ -288,7 +288,7 @@ class BlockCopy:
         try:
             while offset < end:
                 status = await target.block_status(offset, end - offset)
-                if not status.status & Status.ZERO:
+                if not _is_hole(status):
                     await target.pwrite_zeroes(offset, status.length)
                 offset += status.length
         except NodeError as error:
@@ -296,6 +296,14 @@ class BlockCopy:
 
 
 _LONGEST_HOLE: Final = 1024 * 1024 * 1024
+
+
+_ZERO_BIT: Final = int(Status.ZERO)
+
+
+def _is_hole(run: BlockStatus) -> bool:
+    """Whether a run reads as zeroes; on plain ints, as `IntFlag` takes 1 us for an `and`."""
+    return int(run.status) & _ZERO_BIT != 0
 
 
 def _split_at_zeroes(data: memoryview) -> Iterator[tuple[int, int, bool]]:

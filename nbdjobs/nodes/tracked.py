@@ -37,6 +37,11 @@ LEVEL_SHIFTS: Final = (12, 16, 20, 26, 34, 63)
 """Granule sizes of the levels, as powers of two; disks end at 2**63 bytes."""
 
 
+_LEVEL_OF_BITS: Final = tuple(
+    next(level for level, shift in enumerate(LEVEL_SHIFTS) if bits <= shift) for bits in range(64)
+)
+
+
 class Kind(StrEnum):
     """What a tracked request does."""
 
@@ -186,7 +191,7 @@ class TrackedRequests:
 
     def _enter(self, request: TrackedRequest) -> None:
         length = request.end - request.offset
-        level = next(n for n, shift in enumerate(LEVEL_SHIFTS) if length <= 1 << shift)
+        level = _LEVEL_OF_BITS[(length - 1).bit_length()]
         request._level = level
         self._counts[level] += 1
         self._serialising += request.is_serialising
@@ -206,6 +211,7 @@ class TrackedRequests:
         request.release_waiters()
 
     @staticmethod
-    def _granules(request: TrackedRequest) -> Iterator[int]:
+    def _granules(request: TrackedRequest) -> tuple[int, ...]:
         shift = LEVEL_SHIFTS[request._level]
-        return iter({request.offset >> shift, (request.end - 1) >> shift})
+        first, last = request.offset >> shift, (request.end - 1) >> shift
+        return (first,) if first == last else (first, last)
