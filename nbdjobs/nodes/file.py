@@ -179,6 +179,7 @@ class FileNode(DriverNode[FileOptions]):
 
     async def close(self) -> None:
         """Close the descriptors; the locks go with the last of them."""
+        await self._flusher.idle()
         self._workers.close()
         self._storage.close()
         if self._lock is not None:

@@ -10,10 +10,17 @@ older one share the next.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from nbdjobs.errors import NodeError
+
+
+class _Outcome(NamedTuple):
+    """How many writes a system call was about, and the errno of its failure or 0."""
+
+    covered: int
+    failure: int
 
 
 class Flusher:
@@ -31,7 +38,7 @@ class Flusher:
         self._failure = 0
         self._completed = 0
         self._stable = 0
-        self._under_way: asyncio.Future[None] | None = None
+        self._under_way: asyncio.Task[_Outcome] | None = None
 
     def wrote(self) -> None:
         """Take note that a write has completed."""
@@ -40,29 +47,32 @@ class Flusher:
     async def flush(self) -> None:
         """Bring all writes completed until now to stable storage.
 
-        Cancelling takes effect once the system call under way has ended.
+        Cancelling leaves the system call under way alone: others may rely on it.
         """
         target = self._completed
-        while self._stable < target:
-            if self._failure:
-                raise NodeError(self._failure, os.strerror(self._failure))
+        while self._stable < target and not self._failure:
             if self._under_way is None:
-                await self._sync_now()
-            else:
-                await asyncio.wait([self._under_way])
+                self._under_way = asyncio.create_task(self._sync_now())
+            outcome = await asyncio.shield(self._under_way)
+            if outcome.failure and outcome.covered >= target:
+                raise NodeError(outcome.failure)
         if self._failure:
-            raise NodeError(self._failure, os.strerror(self._failure))
+            raise NodeError(self._failure)
 
-    async def _sync_now(self) -> None:
-        covered = self._completed
-        self._under_way = asyncio.get_running_loop().create_future()
+    async def idle(self) -> None:
+        """Wait until no system call is under way."""
+        if self._under_way is not None:
+            await asyncio.wait([self._under_way])
+
+    async def _sync_now(self) -> _Outcome:
+        covered, failure = self._completed, 0
         try:
             await self._sync()
             self._stable = covered
         except NodeError as error:
+            failure = error.errno
             if self._is_failure_final:
-                self._failure = error.errno
-            raise
+                self._failure = failure
         finally:
-            self._under_way.set_result(None)
             self._under_way = None
+        return _Outcome(covered, failure)

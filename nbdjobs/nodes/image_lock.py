@@ -49,14 +49,12 @@ class ImageLock:
                 given back by `settle`.
         """
         unshared = permissions.ALL & ~shared
-        for base, wanted, held in (
-            (NEEDED_BASE, needed, self._needed),
-            (UNSHARED_BASE, unshared, self._unshared),
-        ):
-            for permission in wanted & ~held:
-                self._lock(base + _bit(permission))
-        self._needed |= needed
-        self._unshared |= unshared
+        for permission in needed & ~self._needed:
+            self._lock(NEEDED_BASE + _bit(permission))
+            self._needed |= permission
+        for permission in unshared & ~self._unshared:
+            self._lock(UNSHARED_BASE + _bit(permission))
+            self._unshared |= permission
         for permission in needed:
             if self._is_held_by_others(UNSHARED_BASE + _bit(permission)):
                 word = permissions.describe(permission)

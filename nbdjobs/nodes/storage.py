@@ -148,14 +148,19 @@ class FileStorage:
         return syscalls.direct_io_alignment(self.fd) or self._try_alignments()
 
     def _try_alignments(self) -> int:
-        """The smallest unit that a read of the file's beginning accepts."""
+        """The smallest unit that a read of the file's beginning accepts.
+
+        One that accepts even single bytes has not touched the device: the file begins with a
+        hole, or is empty. Then only the largest unit that fits is safe.
+        """
+        safe = _TRIAL_ALIGNMENTS[-1] if self.size % _TRIAL_ALIGNMENTS[-1] == 0 else SECTOR
         with self._bounce.borrow() as buffer:
             for alignment in _TRIAL_ALIGNMENTS:
                 try:
                     os.preadv(self.fd, (buffer[:alignment],), 0)
                 except OSError:
                     continue
-                return alignment
+                return alignment if alignment > 1 else safe
         raise CommandError("Could not find working O_DIRECT alignment")
 
     # Reading and writing

@@ -114,18 +114,59 @@ def test_past_the_page_cache_a_failed_flush_may_be_repeated() -> None:
     asyncio.run(scenario())
 
 
-def test_when_the_one_who_flushes_is_cancelled_the_others_go_on() -> None:
+def test_cancelling_a_flush_takes_nothing_from_those_who_share_it() -> None:
     async def scenario() -> None:
         storage = Storage()
         flusher = Flusher(storage.sync, is_failure_final=True)
         flusher.wrote()
         storage.open.clear()
+        flushes = [asyncio.create_task(flusher.flush()) for _ in range(2)]
+        await storage.entered.wait()
+        flushes[0].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await flushes[0]
+        storage.open.set()
+        await flushes[1]
+        assert storage.calls == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_failure_that_nobody_waited_for_is_not_forgotten_either() -> None:
+    async def scenario() -> None:
+        storage = Storage()
+        storage.failure = errno.ENOSPC
+        flusher = Flusher(storage.sync, is_failure_final=True)
+        flusher.wrote()
+        storage.open.clear()
+        flush = asyncio.create_task(flusher.flush())
+        await storage.entered.wait()
+        flush.cancel()
+        storage.open.set()
+        await flusher.idle()
+        with pytest.raises(NodeError) as caught:
+            await flusher.flush()
+        assert caught.value.errno == errno.ENOSPC
+
+    asyncio.run(scenario())
+
+
+def test_a_failure_that_came_before_a_write_is_not_that_writes() -> None:
+    async def scenario() -> None:
+        storage = Storage()
+        storage.failure = errno.EIO
+        flusher = Flusher(storage.sync, is_failure_final=False)
+        flusher.wrote()
+        storage.open.clear()
         first = asyncio.create_task(flusher.flush())
         await storage.entered.wait()
+        flusher.wrote()
         second = asyncio.create_task(flusher.flush())
         await asyncio.sleep(0)
-        first.cancel()
         storage.open.set()
+        with pytest.raises(NodeError):
+            await first
+        storage.failure = 0
         await second
         assert storage.calls == 2
 
