@@ -273,13 +273,10 @@ class Job(ABC):
 
     async def pause_point(self) -> None:
         """Pause as long as anyone wants that; nothing may be in flight."""
-        if not self.should_pause and self.status not in _RESUMED_FROM:
-            return
-        self._enter_pause()
         while self.should_pause:
+            self._enter_pause()
             await self.rest()
-        self._is_at_work = True
-        self._move(_RESUMED_FROM[self.status])
+        self._leave_pause()
 
     def become_ready(self) -> None:
         """Say that the job now only keeps its result in step, until told to complete."""
@@ -316,6 +313,7 @@ class Job(ABC):
         """One reason less to pause."""
         self._pauses -= 1
         if not self._pauses:
+            self._leave_pause()
             self.kick()
 
     async def quiet(self) -> None:
@@ -329,6 +327,12 @@ class Job(ABC):
         self._end_work()
         if self.status in _PAUSE_OF:
             self._move(_PAUSE_OF[self.status])
+
+    def _leave_pause(self) -> None:
+        """Count as running from now on: who said `resume` and asks at once, sees that."""
+        if self.status in _RESUMED_FROM:
+            self._is_at_work = True
+            self._move(_RESUMED_FROM[self.status])
 
     def _end_work(self) -> None:
         self._is_at_work = False
@@ -400,9 +404,8 @@ class Job(ABC):
             logger.exception("job %s failed unexpectedly", self.id)
             self.error = "internal error"
         finally:
+            self._leave_pause()
             self._end_work()
-        if self.status in _RESUMED_FROM:
-            self._move(_RESUMED_FROM[self.status])
         if self.is_cancelled and self.error is None:
             self.error = CANCELLED
 

@@ -95,7 +95,7 @@ class TrackedRequest:
         try:
             await self.unblocked()
         except BaseException:
-            self._table.end(self)
+            self._table.give_up(self)
             raise
         return self
 
@@ -121,6 +121,11 @@ class TrackedRequest:
         """Note that `earlier` has to end first."""
         earlier._waiters.append(self)
         self._blockers += 1
+
+    def not_blocked_by(self, earlier: TrackedRequest) -> None:
+        """Forget about waiting for `earlier`."""
+        if self in earlier._waiters:
+            earlier._waiters.remove(self)
 
     def release_waiters(self) -> None:
         """Count this request off at everyone who waits for it."""
@@ -209,6 +214,12 @@ class TrackedRequests:
             if not entries:
                 del index[granule]
         request.release_waiters()
+
+    def give_up(self, request: TrackedRequest) -> None:
+        """Take out a request that does not want to wait any longer."""
+        for earlier in self.overlapping(request.offset, request.end):
+            request.not_blocked_by(earlier)
+        self.end(request)
 
     @staticmethod
     def _granules(request: TrackedRequest) -> tuple[int, ...]:

@@ -204,6 +204,26 @@ def test_pauses_of_users_and_of_the_graph_add_up() -> None:
     asyncio.run(main())
 
 
+def test_resuming_shows_at_once_and_pausing_again_before_the_job_noticed_holds() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = await bench.bring_to(JobStatus.PAUSED)
+        job.resume()
+        assert where(job) == "running"
+        job.pause()
+        await job.quiet()
+        assert where(job) == "paused"
+        job.cancel()
+        assert where(job) == "running"
+        await turns()
+        assert bench.events.statuses()[3:] == [
+            "running", "paused", "running", "aborting", "concluded",
+        ]  # fmt: skip
+        await bench.end()
+
+    asyncio.run(main())
+
+
 def test_a_job_started_while_the_graph_changes_is_paused_at_once() -> None:
     async def main() -> None:
         bench = Bench()

@@ -184,6 +184,7 @@ def test_ordinary_requests_do_not_overtake_a_serialising_one_that_waits() -> Non
         first, hard, late = await started(model, (0, 10, False), (0, 10, True), (0, 10, False))
         assert not late.has_begun
         await model.end(hard)  # it gives up waiting
+        assert not first.request._waiters
         assert late.has_begun
         await model.end(first)
         await model.end(late)
