@@ -24,8 +24,22 @@ from nbdjobs.nodes.node import Limits, Node, NodeConfig
 from nbdjobs.nodes.options import BlockdevOptions, BlockdevRef
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.status import BlockStatus
+from nbdjobs.qapi.visitor import to_qapi
 
 _LIMIT_END: Final = (1 << 31) - 1
+_CONTENT: Final = frozenset(
+    {
+        "config",
+        "align",
+        "max-transfer",
+        "opt-write-zero",
+        "max-write-zero",
+        "opt-discard",
+        "max-discard",
+        "inject-error",
+        "set-state",
+    }
+)
 
 
 class PermissionName(StrEnum):
@@ -86,6 +100,7 @@ class BlkdebugNode(DriverNode[BlkdebugOptions]):
     ):
         super().__init__(name, config, limits)
         self.rules = rules
+        self._options = options
         self._taken = _permissions(options.take_child_perms)
         self._unshared = _permissions(options.unshare_child_perms)
 
@@ -113,6 +128,18 @@ class BlkdebugNode(DriverNode[BlkdebugOptions]):
     def size(self) -> int:
         """Bytes of the child."""
         return self._image.size
+
+    @property
+    def filename(self) -> str:
+        """The options, since no path names what this node does."""
+        return self.json_filename
+
+    @property
+    def content_options(self) -> dict[str, object]:
+        """The child's, the limits and the rules, as far as they were given."""
+        given: dict[str, object] = to_qapi(self._options)
+        own = {name: value for name, value in given.items() if name in _CONTENT and value}
+        return super().content_options | own
 
     @property
     def _image(self) -> Node:

@@ -33,6 +33,7 @@ from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.rounding import round_down
 from nbdjobs.nodes.status import DATA, HOLE, BlockStatus
 from nbdjobs.nodes.storage import FileStorage, Run
+from nbdjobs.nodes.syscalls import begin_writeback
 from nbdjobs.nodes.tracked import Kind
 from nbdjobs.nodes.workers import Workers
 from nbdjobs.qapi.types import member
@@ -124,6 +125,7 @@ class FileNode(DriverNode[FileOptions]):
         self._is_direct = config.cache.is_direct
         self._tries_page_cache = not self._is_direct
         self._reading, self._writing, self._punching, self._seeking = (Pace() for _ in range(4))
+        self._is_writing_back = False
         self._data_map = DataMap(storage.size)
         self._flusher = Flusher(
             lambda: self._in_thread(storage.sync), is_failure_final=not self._is_direct
@@ -160,6 +162,11 @@ class FileNode(DriverNode[FileOptions]):
     def filename(self) -> str:
         """Path, as the user gave it."""
         return self._storage.path
+
+    @property
+    def content_options(self) -> dict[str, object]:
+        """Driver and path."""
+        return {"driver": self.driver, "filename": self._storage.path}
 
     @property
     def allocated_size(self) -> int:
@@ -272,6 +279,19 @@ class FileNode(DriverNode[FileOptions]):
 
     async def _flush(self) -> None:
         await self._flusher.flush()
+
+    def begin_writeback(self) -> None:
+        """Let the kernel begin to write out what is in its page cache."""
+        if self._is_direct or self._is_writing_back or self.config.cache.is_no_flush:
+            return
+        self._is_writing_back = True
+        self._workers.post(self._write_back)
+
+    def _write_back(self) -> None:
+        try:
+            begin_writeback(self._storage.write_fd)
+        finally:
+            self._is_writing_back = False
 
     # Holes
 

@@ -15,6 +15,7 @@ function that hands out the driver's coroutine, without one of its own around it
 from __future__ import annotations
 
 import errno
+import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass, replace
@@ -185,6 +186,19 @@ class Node(ABC):
         return ""
 
     @property
+    def content_options(self) -> dict[str, object]:
+        """The options that decide what the content is, named as in QAPI."""
+        children = {
+            name: edge.node.content_options for name, edge in self.edges.items() if edge.is_primary
+        }
+        return {"driver": self.driver, **children}
+
+    @property
+    def json_filename(self) -> str:
+        """Those options as the name of what no path can name."""
+        return "json:" + json.dumps(self.content_options)
+
+    @property
     def is_read_only(self) -> bool:
         """Whether writes are refused."""
         return self.config.is_read_only
@@ -349,6 +363,15 @@ class Node(ABC):
         """Bring all completed writes to stable storage."""
         if self._heeds_flushes:
             await self._flush()
+
+    def begin_writeback(self) -> None:
+        """Let the storage begin to make completed writes stable, without waiting for it.
+
+        A hint: who has written much and will flush later has less to wait for then.
+        """
+        for edge in self.edges.values():
+            if edge.is_primary:
+                edge.node.begin_writeback()
 
     async def cache(self, offset: int, length: int) -> None:
         """Bring the range into a cache, if there is one."""

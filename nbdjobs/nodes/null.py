@@ -73,8 +73,15 @@ class _NullNode(DriverNode[NullOptions]):
 
     @property
     def filename(self) -> str:
-        """The driver as a URL."""
-        return f"{self.driver}://"
+        """The driver as a URL, unless options change what it is."""
+        return self.json_filename if len(self.content_options) > 1 else f"{self.driver}://"
+
+    @property
+    def content_options(self) -> dict[str, object]:
+        """Driver, and size and `read-zeroes` where they were given."""
+        size = {} if self._options.size is None else {"size": self._options.size}
+        zeroes = {"read-zeroes": True} if self._options.read_zeroes else {}
+        return {"driver": self.driver, **size, **zeroes}
 
     async def _pread(self, offset: int, buffer: memoryview) -> None:
         if self._latency_s:

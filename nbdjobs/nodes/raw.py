@@ -84,7 +84,14 @@ class RawNode(DriverNode[RawOptions]):
     @property
     def filename(self) -> str:
         """The child's, if this node shows all of it."""
-        return "" if self._options.is_window else self._file.filename
+        return self.json_filename if self._options.is_window else self._file.filename
+
+    @property
+    def content_options(self) -> dict[str, object]:
+        """The child's, and the window."""
+        window = {"offset": self._options.offset, "size": self._options.size}
+        given = {name: value for name, value in window.items() if value is not None}
+        return super().content_options | given
 
     @property
     def _file(self) -> Node:

@@ -266,3 +266,35 @@ def test_dropping_the_parent_drops_inline_children_only() -> None:
         return set(graph.nodes)
 
     assert asyncio.run(run()) == {"kept"}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (raw(NULL), 'json:{"driver": "null-co", "size": 1048576}'),
+        (raw(NullOptions(driver="null-aio", latency_ns=5)), "null-aio://"),
+        (
+            RawOptions(driver="raw", node_name="r", offset=512, file=NullOptions(driver="null-co")),
+            'json:{"driver": "raw", "file": {"driver": "null-co"}, "offset": 512}',
+        ),
+        (
+            BlkdebugOptions(driver="blkdebug", node_name="b", align=4096, image=NULL),
+            'json:{"driver": "blkdebug", "image": {"driver": "null-co", "size": 1048576},'
+            ' "align": 4096}',
+        ),
+    ],
+)
+def test_what_no_path_names_is_named_by_its_options(
+    options: BlockdevOptions, expected: str
+) -> None:
+    assert asyncio.run(open_node(Graph(), options)).filename == expected
+
+
+def test_a_raw_node_that_shows_all_of_a_file_has_its_name(image: Path) -> None:
+    async def scenario() -> None:
+        graph = Graph()
+        node = await open_node(graph, raw(file(image, None)))
+        assert node.filename == str(image)
+        await graph.drop(node)
+
+    asyncio.run(scenario())
