@@ -40,18 +40,22 @@ class Workers:
         self._threads = 0
         self._queue: SimpleQueue[_Work | None] = SimpleQueue()
 
+    def post(self, call: Callable[[], object]) -> None:
+        """Run `call` in a thread some time; nobody cares what comes of it."""
+
+        def ended(future: asyncio.Future[object]) -> None:
+            self.busy -= 1
+            future.exception()
+
+        self._hand_over(call).add_done_callback(ended)
+
     async def run(self, call: Callable[[], T]) -> T:
         """Run `call` in a thread and return or raise what it does.
 
         Cancelling takes effect only when the call has ended, since until then it may use the
         caller's buffers.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        self.busy += 1
-        if self._threads < min(self.busy, MAX_THREADS):
-            self._start_thread()
-        self._queue.put(_Work(call, loop, future))
+        future = self._hand_over(call)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -59,6 +63,15 @@ class Workers:
             raise
         finally:
             self.busy -= 1
+
+    def _hand_over(self, call: Callable[[], T]) -> asyncio.Future[T]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self.busy += 1
+        if self._threads < min(self.busy, MAX_THREADS):
+            self._start_thread()
+        self._queue.put(_Work(call, loop, future))
+        return future
 
     def close(self) -> None:
         """Let the threads go once they have done what they were given."""
