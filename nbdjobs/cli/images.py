@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from nbdjobs.cli.exits import CliError
+from nbdjobs.cli.locks import is_used, is_written
 
 #: How other formats begin. Served as raw bytes such a file would show its metadata as the disk.
 FOREIGN_MAGIC: Final = {
@@ -64,7 +65,7 @@ def look_at(path: Path, *, read_only: bool, is_raw: bool) -> Image:
 
     Raises:
         CliError: It is missing, something else than a file or block device, not accessible,
-            empty, or in a format that is not served.
+            empty, in use by another program, or in a format that is not served.
     """
     text = str(path)
     if not text.isprintable():
@@ -77,10 +78,13 @@ def look_at(path: Path, *, read_only: bool, is_raw: bool) -> Image:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
             start = file.read(8)
+        is_taken = is_written(path) if read_only else is_used(path)
     except OSError as error:
         raise CliError(_reason(path, error, read_only=read_only)) from error
     if size == 0:
         raise CliError(f"'{path}' is empty: expected a disk image (truncate -s 1G makes one)")
+    if is_taken:
+        raise CliError(f"'{path}' is in use by another program: expected an image nobody else has")
     if not is_raw:
         _refuse_foreign(path, start)
     return Image(path=path.absolute(), size=size, is_device=stat.S_ISBLK(mode))

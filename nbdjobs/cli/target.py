@@ -10,29 +10,21 @@ half a backup under it, and with `--force` the old backup stays until the new on
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
-import struct
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 from nbdjobs.cli.exits import CliError
+from nbdjobs.cli.locks import is_used
 from nbdjobs.cli.units import format_size
 
 #: What names a node instead of a path.
 NODE_PREFIX: Final = "node:"
 
 PARTIAL_SUFFIX: Final = ".partial"
-
-#: `struct flock`: type, whence, start, length, pid, with the padding of the C struct.
-_FLOCK: Final = struct.Struct("@hhqqi0q")
-
-#: The bytes of a file on which QEMU and nbdjobs announce what they do with an image.
-_LOCK_START: Final = 100
-_LOCK_LENGTH: Final = 200
 
 
 class Target(Protocol):
@@ -179,7 +171,7 @@ def prepare(text: str, *, size: int, is_forced: bool, in_use: Collection[str]) -
         raise CliError(f"the target '{path}' exists: choose a new file, or replace it with --force")
     if stat.S_ISBLK(mode):
         return _check_device(path, size=size)
-    if _is_locked(path):
+    if _is_in_use(path):
         raise CliError(f"the target '{path}' is in use by another program: choose another file")
     return _make(path, size=size, is_replacing=True)
 
@@ -233,15 +225,11 @@ def _is_same(path: Path, other: str) -> bool:
     return os.path.samestat(first, second)
 
 
-def _is_locked(path: Path) -> bool:
-    """Whether another program holds one of the image locks that QEMU and nbdjobs take."""
-    request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _LOCK_START, _LOCK_LENGTH, 0)
+def _is_in_use(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
-            answer = fcntl.fcntl(file, fcntl.F_OFD_GETLK, request)
+        return is_used(path)
     except OSError as error:
         raise CliError(f"the target '{path}' cannot be opened: {error.strerror}") from error
-    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
 
 def _rename_new(old: Path, new: Path) -> None:

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from nbdjobs.cli.exits import CliError
 from nbdjobs.cli.images import FOREIGN_MAGIC, NODE_NAME_MAX, export_names, look_at, node_name
+from nbdjobs.cli.locks import FLOCK
 
 
 def look(path: Path) -> str:
@@ -63,6 +66,32 @@ def test_a_name_that_cannot_be_printed_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"x")
     with pytest.raises(CliError, match="printable"):
         look_at(path, read_only=False, is_raw=False)
+
+
+@pytest.mark.parametrize(
+    ("byte", "read_only", "is_refused"),
+    [
+        (100, False, True),
+        (101, False, True),
+        (201, False, True),
+        (101, True, True),
+        (100, True, False),
+        (201, True, False),
+        (99, False, False),
+        (300, False, False),
+    ],
+)
+def test_an_image_that_another_program_uses_is_refused(
+    image: Path, byte: int, read_only: bool, is_refused: bool
+) -> None:
+    with image.open("rb") as file:
+        lock = FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0)
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, lock)
+        if is_refused:
+            with pytest.raises(CliError, match="in use by another program"):
+                look_at(image, read_only=read_only, is_raw=False)
+        else:
+            assert look_at(image, read_only=read_only, is_raw=False).size == 1000
 
 
 @pytest.mark.parametrize("magic", FOREIGN_MAGIC)

@@ -168,6 +168,16 @@ def test_a_second_server_of_the_same_name_is_refused(
         server.end(signal.SIGTERM)
 
 
+def test_a_second_server_of_the_same_disk_is_refused(
+    image: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with running(image) as server:
+        for words in (["--name", "two"], ["--name", "two", "--read-only"]):
+            assert main(["serve", str(image), *words]) == 1
+            assert f"'{image}' is in use by another program" in capsys.readouterr().err
+        server.end(signal.SIGTERM)
+
+
 def test_quiet_prints_nothing(image: Path, tmp_path: Path) -> None:
     qmp = tmp_path / "qmp.sock"
     command = [sys.executable, "-m", "nbdjobs", "serve", "-q", str(image), "--qmp", str(qmp)]

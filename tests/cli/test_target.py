@@ -7,13 +7,13 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
-import struct
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
 
 from nbdjobs.cli.exits import CliError
+from nbdjobs.cli.locks import FLOCK
 from nbdjobs.cli.target import FileTarget, NodeTarget, Target, prepare
 
 SIZE = 1 << 20
@@ -130,7 +130,7 @@ def test_names_of_nodes_that_are_no_files_are_no_obstacle(path: Path) -> None:
 def test_a_file_that_another_program_uses_as_an_image_is_refused(old: Path) -> None:
     with old.open("r+b") as file:
         # What QEMU does: a shared lock of the open file description on a byte from 100 on.
-        lock = struct.pack("@hhqqi0q", fcntl.F_RDLCK, os.SEEK_SET, 101, 1, 0)
+        lock = FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 101, 1, 0)
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, lock)
         assert "in use by another program" in refusal(old, is_forced=True)
     prepared(old, is_forced=True).discard()
