@@ -209,8 +209,9 @@ class CopyBeforeWrite(Node):
         )
 
     async def _pdiscard(self, offset: int, length: int) -> None:
-        await self._make_safe(offset, length)
-        await self._file.pdiscard(offset, length)
+        if self._file.config.can_unmap:  # otherwise it has no effect, and nothing need be saved
+            await self._make_safe(offset, length)
+            await self._file.pdiscard(offset, length)
 
     async def _flush(self) -> None:
         await self._file.flush()

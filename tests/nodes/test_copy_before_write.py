@@ -93,6 +93,17 @@ def test_zeroes_and_discards_save_what_they_replace() -> None:
     asyncio.run(main())
 
 
+def test_a_discard_that_the_disk_ignores_saves_nothing() -> None:
+    async def main() -> None:
+        source = MemoryNode(4 * CLUSTER, name="s", config=NodeConfig(can_unmap=False))
+        async with guarded(rig=Rig(source)) as rig:
+            await rig.guest.pdiscard(0, CLUSTER)
+            assert not rig.target.requests
+            assert not source.requests_of(Op.DISCARD)
+
+    asyncio.run(main())
+
+
 def test_a_second_write_to_a_safe_cluster_goes_straight_through() -> None:
     async def main() -> None:
         async with guarded() as rig:
