@@ -131,8 +131,11 @@ class BlkdebugNode(DriverNode[BlkdebugOptions]):
 
     @property
     def filename(self) -> str:
-        """The options, since no path names what this node does."""
-        return self.json_filename
+        """The rules' file and the child's name, unless options say more than that."""
+        own = self.content_options.keys() - {"driver", "image", "config"}
+        if own or not self._image.has_plain_filename:
+            return self.json_filename
+        return f"blkdebug:{self._options.config or ''}:{self._image.filename}"
 
     @property
     def content_options(self) -> dict[str, object]:

@@ -38,6 +38,7 @@ Operation = Coroutine[Any, Any, None]
 SECTOR: Final = 512
 """Sizes of nodes are multiples of this, as in QEMU: a shorter file reads as zeroes at its end."""
 
+_JSON: Final = "json:"
 _BOUNCE: Final = 1024 * 1024
 _ZEROES: Final = memoryview(bytes(_BOUNCE))
 _ZERO_BLOCK: Final = bytes(64 * 1024)
@@ -194,9 +195,14 @@ class Node(ABC):
         return {"driver": self.driver, **children}
 
     @property
+    def has_plain_filename(self) -> bool:
+        """Whether `filename` is more than the options written out."""
+        return not self.filename.startswith(_JSON)
+
+    @property
     def json_filename(self) -> str:
         """Those options as the name of what no path can name."""
-        return "json:" + json.dumps(self.content_options)
+        return _JSON + json.dumps(self.content_options)
 
     @property
     def is_read_only(self) -> bool:

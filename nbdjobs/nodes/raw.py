@@ -84,7 +84,9 @@ class RawNode(DriverNode[RawOptions]):
     @property
     def filename(self) -> str:
         """The child's, if this node shows all of it."""
-        return self.json_filename if self._options.is_window else self._file.filename
+        has_own = self._options.offset is not None or self._options.size is not None
+        is_plain = not has_own and self._file.has_plain_filename
+        return self._file.filename if is_plain else self.json_filename
 
     @property
     def content_options(self) -> dict[str, object]:

@@ -271,7 +271,11 @@ def test_dropping_the_parent_drops_inline_children_only() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (raw(NULL), 'json:{"driver": "null-co", "size": 1048576}'),
+        (raw(NULL), 'json:{"driver": "raw", "file": {"driver": "null-co", "size": 1048576}}'),
+        (
+            BlkdebugOptions(driver="blkdebug", node_name="b", image=NullOptions(driver="null-co")),
+            "blkdebug::null-co://",
+        ),
         (raw(NullOptions(driver="null-aio", latency_ns=5)), "null-aio://"),
         (
             RawOptions(driver="raw", node_name="r", offset=512, file=NullOptions(driver="null-co")),
