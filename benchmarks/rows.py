@@ -114,8 +114,11 @@ def groups() -> Iterator[Group]:
             row = Row(title, work.unit, key=work.unit, target=work.target)
             yield Group((row,), partial(_serve_load, load=work.load, transport=transport))
     for content in ("random", "sparse"):
-        row = Row(f"backup raw to raw, {content} disk", "MiB/s", key="rate")
-        yield Group((row,), partial(_back_up, content=content), needs_qmp=True)
+        rows = (
+            Row(f"backup raw to raw, {content} disk, until completed", "MiB/s", key="completed"),
+            Row(f"backup raw to raw, {content} disk, until stable", "MiB/s", key="stable"),
+        )
+        yield Group(rows, partial(_back_up, content=content), needs_qmp=True)
     yield Group(
         (
             Row("4 KiB random writes during a backup", "IOPS", key="iops", target=1.5),
@@ -147,8 +150,9 @@ def _serve_load(
 
 def _back_up(bench: Bench, peer: Peer, *, content: str) -> dict[str, float]:
     source = bench.images.random if content == "random" else bench.images.sparse
-    seconds = backup.duration(peer, source, bench.directory)
-    return {"rate": source.stat().st_size / MIB / seconds}
+    took = backup.duration(peer, source, bench.directory)
+    size = source.stat().st_size / MIB
+    return {"completed": size / took.completed_s, "stable": size / took.stable_s}
 
 
 def _write_during_backup(bench: Bench, peer: Peer) -> dict[str, float]:
