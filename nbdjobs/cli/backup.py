@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -120,14 +121,10 @@ async def back_up(plan: BackupPlan, reporter: Reporter) -> Result:
     Raises:
         CliError: It could not be started or followed; nothing half-started is left.
     """
-    stop = Stop()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.request)
-    try:
-        async with open_session(plan.qmp) as session:
-            nodes = await session.nodes()
-            source = await session.find_node(plan.request.source, nodes)
+    async with open_session(plan.qmp) as session:
+        nodes = await session.nodes()
+        source = await session.find_node(plan.request.source, nodes)
+        with _stopped_by_signals() as stop:
             target = prepare(
                 plan.target,
                 size=source.size,
@@ -142,10 +139,30 @@ async def back_up(plan: BackupPlan, reporter: Reporter) -> Result:
                 raise
             finally:
                 reporter.close()
-        return await _settle(target, result)
-    finally:
+            return await _settle(target, result)
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[Stop]:
+    """Turn SIGINT and SIGTERM into a wish to stop; the third one acts as it would without."""
+    stop = Stop()
+    loop = asyncio.get_running_loop()
+
+    def let_go() -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+    def on_signal() -> None:
+        stop.request()
+        if stop.is_urgent:
+            let_go()  # a server that hangs may not even let go of a command
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield stop
+    finally:
+        let_go()
 
 
 def _give_up(target: Target, error: BaseException, server: Path) -> None:

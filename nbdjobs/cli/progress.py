@@ -244,9 +244,10 @@ def _completed(result: Result) -> str:
     if result.sync is Sync.NONE:
         line = f"saved what was overwritten on '{result.source}' in {time_taken} to {result.target}"
     else:
-        rate = format_rate(result.size / max(result.seconds, 1e-3))
         what = f"'{result.source}' ({format_size(result.size)})"
-        line = f"backed up {what} to {result.target} in {time_taken}, {rate}"
+        line = f"backed up {what} to {result.target} in {time_taken}"
+        if result.seconds >= 1:  # below that, a rate says nothing
+            line += f", {format_rate(result.size / result.seconds)}"
     if result.intercepted is None:
         return line
     return f"{line}, {plural(result.intercepted.operations, 'client write')} intercepted"

@@ -7,17 +7,22 @@ Works with nbdjobs and with the real qemu-storage-daemon.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, StateError
 
 from nbdjobs.cli.exits import CliError
 from nbdjobs.cli.images import node_name
+
+#: Seconds until a server that accepts but does not greet is given up. qemu-storage-daemon does
+#: so while another client is connected to the same socket.
+GREETING_PATIENCE_S: Final = 10.0
 
 
 class RefusedError(CliError):
@@ -118,7 +123,12 @@ async def open_session(path: Path) -> AsyncIterator[Session]:
     client.logger.addHandler(logging.NullHandler())
     client.logger.propagate = False
     try:
-        await client.connect(str(path))
+        async with asyncio.timeout(GREETING_PATIENCE_S):
+            await client.connect(str(path))
+    except TimeoutError as error:
+        raise CliError(
+            f"the server at '{path}' does not answer: it may serve only one QMP client at a time"
+        ) from error
     except ConnectError as error:
         raise CliError(_why_not(path, error.exc)) from error
     try:
@@ -138,4 +148,4 @@ def _why_not(path: Path, error: Exception) -> str:
         case OSError(strerror=str(reason)):
             return f"cannot connect to the QMP socket '{path}': {reason}"
         case _:
-            return f"'{path}' is not a QMP socket: {error}"
+            return f"'{path}' is not a QMP socket: who listens there does not greet like one"

@@ -5,14 +5,17 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from nbdjobs import __version__
 from nbdjobs.cli import main as main_module
+from nbdjobs.cli import session
 from nbdjobs.cli.main import SUBCOMMANDS, Subcommand, main
 
 
@@ -94,10 +97,41 @@ def test_a_missing_image_is_one_sentence(
 def test_a_missing_server_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    socket = tmp_path / "qmp.sock"
-    sentence = failure(capsys, "backup", "disk", str(tmp_path / "b"), "--qmp", str(socket))
-    assert str(socket) in sentence
+    path = tmp_path / "qmp.sock"
+    sentence = failure(capsys, "backup", "disk", str(tmp_path / "b"), "--qmp", str(path))
+    assert str(path) in sentence
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("greeting", "reason"),
+    [(b"", "does not answer"), (b"NBDMAGIC\n", "is not a QMP socket"), (b"{}\n", "is not a QMP")],
+)
+def test_a_socket_that_is_no_qmp_server_is_one_sentence(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    greeting: bytes,
+    reason: str,
+) -> None:
+    if not greeting:
+        monkeypatch.setattr(session, "GREETING_PATIENCE_S", 0.01)
+    path = tmp_path / "qmp.sock"
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor() as pool:
+        listener.bind(str(path))
+        listener.listen()
+        if greeting:
+            pool.submit(greet, listener, greeting)
+        sentence = failure(capsys, "backup", "disk", str(tmp_path / "b"), "--qmp", str(path))
+    assert reason in sentence
+
+
+def greet(listener: socket.socket, greeting: bytes) -> None:
+    """Say something to one client and wait until it leaves."""
+    connection, _ = listener.accept()
+    with connection:
+        connection.sendall(greeting)
+        connection.recv(1)
 
 
 def test_no_server_at_all_is_one_sentence(

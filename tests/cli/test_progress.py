@@ -178,6 +178,7 @@ def test_without_a_job_the_result_object_has_the_reason(code: ExitCode, outcome:
     ("changes", "line"),
     [
         ({}, "backed up 'disk' (100 MiB) to /b.img in 2.0 s, 50 MiB/s"),
+        ({"seconds": 0.05}, "backed up 'disk' (100 MiB) to /b.img in 50 ms"),
         (
             {"intercepted": Intercepted(1, 4096)},
             "backed up 'disk' (100 MiB) to /b.img in 2.0 s, 50 MiB/s, 1 client write intercepted",
