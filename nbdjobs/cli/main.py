@@ -5,39 +5,33 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol, cast
 
 from nbdjobs import __version__
-from nbdjobs.cli import backup, demo, serve
 from nbdjobs.cli.exits import CliError, ExitCode
 from nbdjobs.errors import NbdJobsError
 
 
-@dataclass(frozen=True, slots=True)
-class Subcommand:
-    """One subcommand.
+class Subcommand(Protocol):
+    """What the module of a subcommand offers."""
 
-    Attributes:
-        summary: A line for the list of subcommands.
-        add_arguments: Describes its command line to the parser.
-        run: Does it and returns the exit code; raises `CliError` to end with a sentence.
-    """
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Describe its command line."""
 
-    summary: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Do it and return the exit code; raise `CliError` to end with a sentence."""
 
 
-SUBCOMMANDS: Final[Mapping[str, Subcommand]] = {
-    "serve": Subcommand("serve disk images over NBD", serve.add_arguments, serve.run),
-    "backup": Subcommand("back up a disk while it is used", backup.add_arguments, backup.run),
-    "demo": Subcommand(
-        "show a live backup and prove it byte by byte", demo.add_arguments, demo.run
-    ),
+SUBCOMMANDS: Final[Mapping[str, str]] = {
+    "serve": "serve disk images over NBD",
+    "backup": "back up a disk while it is used",
+    "demo": "show a live backup and prove it byte by byte",
 }
+"""Each has a module of its name in this package, which is loaded only when it is used: a server
+has no use for what draws progress bars."""
 
 DAEMON: Final = "daemon"
 
@@ -55,8 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[:1] == [DAEMON]:
             return _daemon(words[1:])
-        arguments = _parser().parse_args(words)
-        return SUBCOMMANDS[arguments.subcommand].run(arguments)
+        subcommand = _load(words[0]) if words and words[0] in SUBCOMMANDS else None
+        parser = _parser(words[:1], subcommand)
+        arguments = parser.parse_args(words)
+        if subcommand is None:
+            parser.error("expected a subcommand as the first word")
+        return subcommand.run(arguments)
     except CliError as error:
         return _complain(str(error), error.code)
     except NbdJobsError as error:
@@ -85,7 +83,12 @@ def _complain(message: str, code: ExitCode) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _load(name: str) -> Subcommand:
+    return cast(Subcommand, importlib.import_module(f"nbdjobs.cli.{name}"))
+
+
+def _parser(chosen: Sequence[str], subcommand: Subcommand | None) -> argparse.ArgumentParser:
+    """Make the parser; of the subcommands, only the chosen one describes its arguments."""
     parser = argparse.ArgumentParser(
         prog="nbdjobs", description="An NBD block server with live backup jobs, driven over QMP."
     )
@@ -96,11 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     subparsers.add_parser(
         DAEMON, help="the daemon, with qemu-storage-daemon's command line", add_help=False
     )
-    for name, subcommand in SUBCOMMANDS.items():
-        subparser = subparsers.add_parser(
-            name,
-            help=subcommand.summary,
-            description=f"{subcommand.summary[0].upper()}{subcommand.summary[1:]}.",
-        )
-        subcommand.add_arguments(subparser)
+    for name, summary in SUBCOMMANDS.items():
+        description = f"{summary[0].upper()}{summary[1:]}."
+        subparser = subparsers.add_parser(name, help=summary, description=description)
+        if subcommand is not None and name in chosen:
+            subcommand.add_arguments(subparser)
     return parser

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from nbdjobs import __version__
-from nbdjobs.cli import main as main_module
-from nbdjobs.cli import session
-from nbdjobs.cli.main import SUBCOMMANDS, Subcommand, main
+from nbdjobs.cli import demo, session
+from nbdjobs.cli.main import SUBCOMMANDS, main
 
 
 def usage_error(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -67,6 +66,9 @@ def test_every_subcommand_has_help(name: str, capsys: pytest.CaptureFixture[str]
     [
         ([], "required: SUBCOMMAND"),
         (["sevre"], "invalid choice: 'sevre'"),
+        (["--", "demo"], "expected a subcommand as the first word"),
+        (["--", "daemon"], "expected a subcommand as the first word"),
+        (["--bogus", "serve", "a.img"], "unrecognized arguments"),
         (["serve"], "required: IMAGE"),
         (["serve", "a.img", "--tcp", "x"], "'x' is not an address: expected PORT"),
         (["serve", "a.img", "--tcp", "1", "--socket", "s"], "not allowed with"),
@@ -159,10 +161,17 @@ def test_what_interrupts_a_subcommand_is_an_exit_code(
     def fail(_: object) -> int:
         raise error
 
-    broken = Subcommand("fails", lambda parser: None, fail)
-    monkeypatch.setattr(main_module, "SUBCOMMANDS", {"fail": broken})
-    assert main(["fail"]) == code
+    monkeypatch.setattr(demo, "run", fail)
+    assert main(["demo"]) == code
     assert said in capsys.readouterr().err
+
+
+def test_the_daemon_does_not_load_what_only_clients_need() -> None:
+    code = "import sys; from nbdjobs.cli.main import main; main(['daemon', '--version']);"
+    code += " print(sorted({'rich', 'qemu'} & set(sys.modules)))"
+    words = [sys.executable, "-c", code]
+    output = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert output.splitlines()[-1] == "[]"
 
 
 def test_the_package_runs_as_a_module() -> None:
