@@ -232,19 +232,19 @@ class FileNode(DriverNode[FileOptions]):
     async def _pwrite(self, offset: int, data: memoryview, fua: bool) -> None:
         length = len(data)
         done = 0
-        pace = self._writing
-        if pace.is_fast and not self._is_direct and length <= MAX_INLINE:
+        if not self._writing.is_fast or self._is_direct or length > MAX_INLINE:
+            write = partial(self._storage.write, offset, data)
+            await self._paced(self._writing, write, offset, may_be_inline=length <= MAX_INLINE)
+        else:
             begun = perf_counter_ns()
             try:
                 done = pwritev(self._storage.write_fd, (data,), offset)
             except OSError as error:
                 raise NodeError.from_os_error(error, offset=offset) from error
-            elapsed = perf_counter_ns() - begun
-            if elapsed > SLOW_NS:
-                pace.note(elapsed)
-        if done < length:
-            write = partial(self._storage.write, offset + done, data[done:])
-            await self._in_thread(partial(pace.timed, write), offset)
+            if perf_counter_ns() - begun > SLOW_NS:
+                self._writing.strike()
+            if done < length:
+                await self._in_thread(partial(self._storage.write, offset + done, data[done:]))
         self._flusher.wrote()
         if length >= self._data_map.granule:
             self._data_map.add(offset, offset + length)
@@ -349,13 +349,18 @@ class FileNode(DriverNode[FileOptions]):
         except OSError as error:
             raise NodeError.from_os_error(error, offset=offset) from error
 
-    async def _paced(self, pace: Pace, call: Callable[[], T], offset: int) -> T:
-        if not pace.is_fast or self._is_direct:
-            return await self._in_thread(partial(pace.timed, call), offset)
+    async def _paced(
+        self, pace: Pace, call: Callable[[], T], offset: int, *, may_be_inline: bool = True
+    ) -> T:
+        if may_be_inline and not self._is_direct and pace.may_run_inline():
+            try:
+                return pace.watch(call)
+            except OSError as error:
+                raise NodeError.from_os_error(error, offset=offset) from error
         try:
-            return pace.timed(call)
-        except OSError as error:
-            raise NodeError.from_os_error(error, offset=offset) from error
+            return await self._in_thread(call, offset)
+        finally:
+            pace.thread_returned()
 
 
 def _check_options(driver: str, options: FileOptions, config: NodeConfig) -> None:

@@ -10,6 +10,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.null import NullOptions
 from nbdjobs.nodes.opening import open_node
 from nbdjobs.nodes.options import CacheOptions, Discard
-from nbdjobs.nodes.pace import SLOW_NS, TRIAL, Pace
+from nbdjobs.nodes.pace import FIRST_PAUSE_NS, SLOW_NS, TRIAL, Pace
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.raw import RawOptions
 from nbdjobs.nodes.status import DATA, HOLE, BlockStatus
@@ -140,45 +141,47 @@ def test_a_file_system_without_the_flag_is_asked_once(
     with_file(options(image), scenario)
 
 
-def test_pace_goes_to_threads_after_one_slow_call_and_back_after_many_fast_ones() -> None:
-    pace = Pace()
-    pace.note(SLOW_NS)
-    assert pace.is_fast
-    pace.note(SLOW_NS + 1)
-    assert not pace.is_fast
-    for _ in range(TRIAL - 1):
-        pace.note(1)
-    pace.note(SLOW_NS + 1)
-    for _ in range(TRIAL - 1):
-        pace.note(1)
-    assert not pace.is_fast
-    pace.note(1)
-    assert pace.is_fast
+class SlowDisk:
+    """Makes writes take long, or not, by the clock that the node's pace goes by."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.is_slow = True
+        self.writers: list[threading.Thread] = []
+        self.now = 0
+        self.sleeps = 0
+        self._real = os.pwritev
+        monkeypatch.setattr(os, "pwritev", self._pwritev)
+        monkeypatch.setattr(file_module, "pwritev", self._pwritev)
+        monkeypatch.setattr(file_module, "perf_counter_ns", lambda: self.now)
+        pace = partial(Pace, lambda: self.now, lambda: self.sleeps)
+        monkeypatch.setattr(file_module, "Pace", pace)
+
+    def _pwritev(self, *arguments: object) -> int:
+        self.writers.append(threading.current_thread())
+        if self.is_slow:
+            self.now += SLOW_NS + 1
+            self.sleeps += 1
+        return self._real(*arguments)  # type: ignore[arg-type]  # passed on as they came
 
 
 def test_writes_of_a_slow_disk_leave_the_event_loop_until_it_is_fast_again(
     image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writers: list[threading.Thread] = []
-    real = os.pwritev
-
-    def noting(*arguments: object) -> int:
-        writers.append(threading.current_thread())
-        return real(*arguments)  # type: ignore[arg-type]  # passed on as they came
-
-    monkeypatch.setattr(os, "pwritev", noting)
-    ticks = iter([0, SLOW_NS + 1])
-    monkeypatch.setattr(file_module, "perf_counter_ns", lambda: next(ticks, 0))
-    monkeypatch.setattr("nbdjobs.nodes.pace.perf_counter_ns", lambda: 0)
+    disk = SlowDisk(monkeypatch)
 
     async def scenario(node: FileNode, device: Device) -> None:
         block = memoryview(bytes(512))
-        await device.pwrite(0, block)  # inline, and slow
-        for _ in range(TRIAL):
+        for _ in range(2):  # inline: one slow call may be chance
             await device.pwrite(0, block)
-        assert len(writers) == TRIAL
-        assert threading.main_thread() not in writers
-        assert at_once(device.pwrite(0, block))
+        assert set(disk.writers) == {threading.main_thread()}
+        disk.writers.clear()
+        disk.is_slow = False
+        for _ in range(5):
+            await device.pwrite(0, block)
+        assert threading.main_thread() not in disk.writers
+        disk.now += FIRST_PAUSE_NS * 2
+        for _ in range(TRIAL):
+            assert at_once(device.pwrite(0, block))
 
     with_file(options(image), scenario)
 
