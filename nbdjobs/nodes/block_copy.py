@@ -209,21 +209,32 @@ class BlockCopy:
     ) -> None:
         """Copy whole clusters, all of them still to copy, then clear their bits piece by piece."""
         while begin < end and not self.is_cancelled:
-            piece_end = begin
-            status = await self._source_status(begin, min(end, self.size) - begin)
-            if _is_hole(status):
-                piece_end = round_down(begin + status.length, self.cluster_size)
-                if begin + status.length >= self.size:
-                    piece_end = end
-            if piece_end > begin:
-                await self._zero(begin, min(piece_end, self.size))
+            chunk_end = min(end, begin + self._max_chunk)
+            length = min(chunk_end, self.size) - begin
+            if self._source.node.is_known_data(begin, length):
+                await self._copy_data(begin, length)
+                piece_end = chunk_end
             else:
-                piece_end = min(end, begin + self._max_chunk)
-                await self._copy_pieces(begin, min(piece_end, self.size), status)
+                piece_end = await self._copy_unknown(begin, end)
             copied = self._mark_copied(begin, piece_end)
             if on_copied is not None:
                 on_copied(copied)
             begin = piece_end
+
+    async def _copy_unknown(self, begin: int, end: int) -> int:
+        """Copy clusters of which some may be holes; the answer is where this ends."""
+        status = await self._source_status(begin, min(end, self.size) - begin)
+        piece_end = begin
+        if _is_hole(status):
+            piece_end = round_down(begin + status.length, self.cluster_size)
+            if begin + status.length >= self.size:
+                piece_end = end
+        if piece_end > begin:
+            await self._zero(begin, min(piece_end, self.size))
+            return piece_end
+        piece_end = min(end, begin + self._max_chunk)
+        await self._copy_pieces(begin, min(piece_end, self.size), status)
+        return piece_end
 
     def _mark_copied(self, begin: int, end: int) -> int:
         self.to_copy[begin // self.cluster_size : end // self.cluster_size] = 0
@@ -234,11 +245,11 @@ class BlockCopy:
     async def _copy_pieces(self, offset: int, end: int, status: BlockStatus) -> None:
         """Copy a range, given the status of its first run, in pieces that fit a buffer."""
         while True:
-            length = min(status.length, end - offset, BUFFER_SIZE)
+            length = min(status.length, end - offset)
             if _is_hole(status):
                 await self._zero(offset, offset + length)
-            elif not await self._copy_by_storage(offset, length):
-                await self._copy_by_hand(offset, length)
+            else:
+                await self._copy_data(offset, length)
             offset += length
             if offset == end:
                 return
@@ -253,9 +264,16 @@ class BlockCopy:
         except NodeError:
             return BlockStatus(length, DATA)  # whether it really fails, the read will show
 
+    async def _copy_data(self, offset: int, length: int) -> None:
+        if self._uses_copy_range and await self._copy_by_storage(offset, length):
+            return
+        end = offset + length
+        while end - offset > BUFFER_SIZE:
+            await self._copy_by_hand(offset, BUFFER_SIZE)
+            offset += BUFFER_SIZE
+        await self._copy_by_hand(offset, end - offset)
+
     async def _copy_by_storage(self, offset: int, length: int) -> bool:
-        if not self._uses_copy_range:
-            return False
         try:
             await self._source.node.copy_range(offset, self._target.node, offset, length)
         except NodeError as error:
@@ -266,13 +284,16 @@ class BlockCopy:
         return True
 
     async def _copy_by_hand(self, offset: int, length: int) -> None:
-        buffer = await self._buffers.take()
+        buffer = self._buffers.take_free() or await self._buffers.take()
         try:
             data = buffer[:length]
             try:
                 await self._source.node.pread(offset, data)
             except NodeError as error:
                 raise CopyError(error, is_read=True) from error
+            if length <= ZERO_GRANULE and not is_zero(data):
+                await self._write(offset, data)
+                return
             for begin, end, is_hole in _split_at_zeroes(data):
                 if is_hole:
                     await self._zero(offset + begin, offset + end)

@@ -25,6 +25,10 @@ class BufferPool:
         self._to_make = count
         self._waiters: deque[asyncio.Future[memoryview]] = deque()
 
+    def take_free(self) -> memoryview | None:
+        """Get a buffer that is free and made, like `take`, or None."""
+        return self._free.pop() if self._free else None
+
     async def take(self) -> memoryview:
         """Get a buffer of `BUFFER_SIZE` bytes, with anything in it; `give_back` is a must."""
         if self._free:
