@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,11 @@ CLUSTER: Final = 64 << 10
 #: So slow that the job outlasts the client's writes (bytes per second).
 LIMITED_SPEED: Final = 64 << 20
 
-#: Writes go anywhere, so that most of them are the first in their cluster and need its copy.
+#: In the worst case, writes go anywhere, and most are the first in their cluster.
 WRITES_PER_CLUSTER: Final = 0.5
+
+#: Otherwise the client works on this part of the disk, one in so many.
+WORKING_SET: Final = 8
 
 RANDOM_WRITES: Final = fio.Load("randwrite", 4 << 10, depth=16)
 
@@ -57,13 +60,37 @@ def duration(peer: Peer, source: Path, directory: Path) -> Duration:
     return Duration(completed_s, stable_s)
 
 
-def writes_meanwhile(peer: Peer, source: Path, directory: Path) -> fio.Result:
-    """Return what a client's random 4 KiB writes reach while a limited backup runs."""
+def writes_meanwhile(peer: Peer, source: Path, directory: Path, seconds: float) -> fio.Result:
+    """Return what a client's random 4 KiB writes reach while a limited backup runs.
+
+    The client writes in its working set, a part of the disk, over and over: at first most
+    writes wait for the copy of their cluster, later fewer and fewer.
+    """
+    size = source.stat().st_size // WORKING_SET
+
+    def load(uri: str) -> fio.Result:
+        return fio.run_for(RANDOM_WRITES, uri, size, seconds, directory)
+
+    return _during_a_backup(peer, source, directory, load)
+
+
+def first_writes_meanwhile(peer: Peer, source: Path, directory: Path) -> fio.Result:
+    """Return the same for the worst case: nearly every write is the first in its cluster."""
     size = source.stat().st_size
     requests = round(size / CLUSTER * WRITES_PER_CLUSTER)
+
+    def load(uri: str) -> fio.Result:
+        return fio.run_requests(RANDOM_WRITES, uri, size, requests, directory)
+
+    return _during_a_backup(peer, source, directory, load)
+
+
+def _during_a_backup(
+    peer: Peer, source: Path, directory: Path, load: Callable[[str], fio.Result]
+) -> fio.Result:
     with _daemon(peer, source, directory) as (server, qmp), _target(qmp, source, directory):
         _start(qmp, speed=LIMITED_SPEED)
-        result = fio.run_requests(RANDOM_WRITES, server.address.uri, size, requests, directory)
+        result = load(server.address.uri)
         running = [job["status"] for job in qmp.execute("query-jobs")]
         if running != ["running"]:
             raise BackupError(f"the backup did not outlast the writes: {running}")

@@ -127,6 +127,20 @@ def groups() -> Iterator[Group]:
         _write_during_backup,
         needs_qmp=True,
     )
+    yield Group(
+        (
+            Row("first 4 KiB writes to clusters during a backup", "IOPS", key="iops"),
+            Row(
+                "first 4 KiB writes to clusters during a backup, p99",
+                "µs",
+                key="p99",
+                better=Better.LOWER,
+                target=None,
+            ),
+        ),
+        _write_first_during_backup,
+        needs_qmp=True,
+    )
     for connections, title in ((0, "idle"), (memory.CROWD, f"{memory.CROWD} connections")):
         yield Group(_memory_rows(title), partial(_use_memory, connections=connections))
 
@@ -156,7 +170,12 @@ def _back_up(bench: Bench, peer: Peer, *, content: str) -> dict[str, float]:
 
 
 def _write_during_backup(bench: Bench, peer: Peer) -> dict[str, float]:
-    result = backup.writes_meanwhile(peer, bench.images.random, bench.directory)
+    result = backup.writes_meanwhile(peer, bench.images.random, bench.directory, bench.seconds)
+    return {"iops": result.iops, "p99": result.write_p99_us}
+
+
+def _write_first_during_backup(bench: Bench, peer: Peer) -> dict[str, float]:
+    result = backup.first_writes_meanwhile(peer, bench.images.random, bench.directory)
     return {"iops": result.iops, "p99": result.write_p99_us}
 
 

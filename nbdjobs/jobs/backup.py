@@ -42,6 +42,9 @@ from nbdjobs.nodes.rounding import round_down
 
 MAX_WORKERS: Final = 2**31 - 1
 
+WRITEBACK_STEP: Final = 8 * 1024 * 1024
+"""Bytes copied in the background until the target is asked to begin to make them stable."""
+
 _FILTER_CONFIG: Final = NodeConfig(can_unmap=True)
 """Discards pass through the filter; whether they do anything is the source's option."""
 
@@ -242,6 +245,7 @@ class BackupJob(BlockJob):
         self._copy: BlockCopy = node.block_copy
         self._workers = Background(self.kick)
         self._failure: CopyError | None = None
+        self._unstable: tuple[int, int] | None = None
         node.on_broken = self.kick
 
     @property
@@ -340,6 +344,17 @@ class BackupJob(BlockJob):
             await self._copy.copy(begin, end - begin)
         except CopyError as error:
             self._failure = self._failure or error
+        else:
+            self._write_back(begin, end)
+
+    def _write_back(self, begin: int, end: int) -> None:
+        """Keep what the target has not made stable small, so that the last flush is short."""
+        first, last = self._unstable or (begin, end)
+        self._unstable = min(first, begin), max(last, end)
+        if self._unstable[1] - self._unstable[0] >= WRITEBACK_STEP:
+            first, last = self._unstable
+            self._unstable = None
+            self.edges["target"].node.begin_writeback(first, last - first)
 
     def _take_failure(self) -> None:
         """Do about a failed copy what the user wants: pause, go on, or end with an error."""

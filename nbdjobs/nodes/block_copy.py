@@ -37,9 +37,6 @@ MIN_CLUSTER: Final = 64 * 1024
 MAX_BUFFERS: Final = 32
 """Memory of one copy at most, in buffers of 1 MiB."""
 
-WRITEBACK_STEP: Final = 8 * 1024 * 1024
-"""Bytes written until the target is asked to begin to make them stable."""
-
 ZERO_GRANULE: Final = 64 * 1024
 """Runs of zeroes at least this long inside data stay sparse on the target."""
 
@@ -107,7 +104,6 @@ class BlockCopy:
         self.total = self._bytes_to_copy()
         self.copied = 0
         self.is_cancelled = False
-        self._written = 0
         self._source = source
         self._target = target
         self._in_flight = TrackedRequests()
@@ -280,7 +276,6 @@ class BlockCopy:
             if error.errno == errno.ENOTSUP:
                 self._uses_copy_range = False
             return False  # copying by hand shows which side fails, if one does
-        self._has_written(length)
         return True
 
     async def _copy_by_hand(self, offset: int, length: int) -> None:
@@ -307,14 +302,6 @@ class BlockCopy:
             await self._target.node.pwrite(offset, data)
         except NodeError as error:
             raise CopyError(error, is_read=False) from error
-        self._has_written(len(data))
-
-    def _has_written(self, length: int) -> None:
-        """Keep what the target has not made stable small, so that the last flush is short."""
-        self._written += length
-        if self._written >= WRITEBACK_STEP:
-            self._written = 0
-            self._target.node.begin_writeback()
 
     async def _zero(self, offset: int, end: int) -> None:
         """Make a range of the target read as zeroes, where it does not do so already."""

@@ -280,16 +280,16 @@ class FileNode(DriverNode[FileOptions]):
     async def _flush(self) -> None:
         await self._flusher.flush()
 
-    def begin_writeback(self) -> None:
+    def begin_writeback(self, offset: int, length: int) -> None:
         """Let the kernel begin to write out what is in its page cache."""
         if self._is_direct or self._is_writing_back or self.config.cache.is_no_flush:
             return
         self._is_writing_back = True
-        self._workers.post(self._write_back)
+        self._workers.post(partial(self._write_back, offset, length))
 
-    def _write_back(self) -> None:
+    def _write_back(self, offset: int, length: int) -> None:
         try:
-            begin_writeback(self._storage.write_fd)
+            begin_writeback(self._storage.write_fd, offset, length)
         finally:
             self._is_writing_back = False
 

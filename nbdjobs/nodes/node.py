@@ -370,14 +370,11 @@ class Node(ABC):
         if self._heeds_flushes:
             await self._flush()
 
-    def begin_writeback(self) -> None:
+    def begin_writeback(self, offset: int, length: int) -> None:
         """Let the storage begin to make completed writes stable, without waiting for it.
 
         A hint: who has written much and will flush later has less to wait for then.
         """
-        for edge in self.edges.values():
-            if edge.is_primary:
-                edge.node.begin_writeback()
 
     async def cache(self, offset: int, length: int) -> None:
         """Bring the range into a cache, if there is one."""

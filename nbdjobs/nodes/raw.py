@@ -113,6 +113,10 @@ class RawNode(DriverNode[RawOptions]):
         """Where the child stores the byte."""
         return self._file.storage_at(self._offset + offset)
 
+    def begin_writeback(self, offset: int, length: int) -> None:
+        """Pass the hint on."""
+        self._file.begin_writeback(self._offset + offset, length)
+
     async def cache(self, offset: int, length: int) -> None:
         """Cache the child's range."""
         await self._file.cache(self._offset + offset, length)

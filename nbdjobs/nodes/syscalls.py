@@ -52,12 +52,12 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     _check(_libc.fallocate64(fd, mode, offset, length))
 
 
-def begin_writeback(fd: int) -> None:
-    """Begin to write out the dirty pages of a file; `OSError` where that is not possible.
+def begin_writeback(fd: int, offset: int, length: int) -> None:
+    """Begin to write out the dirty pages of a range; `OSError` where that is not possible.
 
     Nobody waits, and errors of the storage are left for the next fsync to report.
     """
-    _check(_libc.sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE))
+    _check(_libc.sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_WRITE))
 
 
 def direct_io_alignment(fd: int) -> int | None:
