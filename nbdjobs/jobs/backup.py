@@ -16,6 +16,7 @@ Source: QEMU `block/backup.c`, `blockdev.c` (do_backup_common); QAPI `BlockdevBa
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -39,6 +40,8 @@ from nbdjobs.nodes.copy_before_write import (
 from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.node import BlockOp, Node, NodeConfig
 from nbdjobs.nodes.rounding import round_down
+
+logger = logging.getLogger(__name__)
 
 MAX_WORKERS: Final = 2**31 - 1
 
@@ -131,7 +134,9 @@ async def start_backup(
     """
     _check(source, target, options)
     async with graph.drained(source):
-        _check(source, target, options)  # the world went on while requests were awaited
+        for node in (source, target):  # the world went on while requests were awaited
+            graph.check_present(node)
+        _check(source, target, options)
         job = create_backup(jobs, graph, source, target, options)
         jobs.start(job)
     return job
@@ -169,7 +174,7 @@ def create_backup(
         job.use("target", target)
         if options.job.speed:
             job.set_speed(options.job.speed)
-    except CommandError:
+    except BaseException:  # a filter that is not armed would let no write pass
         if job is not None:
             job.let_go()
             job.never_started()
@@ -245,6 +250,7 @@ class BackupJob(BlockJob):
         self._copy: BlockCopy = node.block_copy
         self._workers = Background(self.kick)
         self._failure: CopyError | None = None
+        self._has_defect = False
         self._unstable: tuple[int, int] | None = None
         node.on_broken = self.kick
 
@@ -318,6 +324,7 @@ class BackupJob(BlockJob):
             self.is_cancelled
             or self.should_pause
             or self._failure is not None
+            or self._has_defect
             or self._filter.snapshot_error is not None
         )
 
@@ -344,6 +351,10 @@ class BackupJob(BlockJob):
             await self._copy.copy(begin, end - begin)
         except CopyError as error:
             self._failure = self._failure or error
+        except Exception:
+            # Nobody looks into the task, and copying the range again would fail likewise.
+            logger.exception("job %s: a copy failed unexpectedly", self.id)
+            self._has_defect = True
         else:
             self._write_back(begin, end)
 
@@ -358,6 +369,8 @@ class BackupJob(BlockJob):
 
     def _take_failure(self) -> None:
         """Do about a failed copy what the user wants: pause, go on, or end with an error."""
+        if self._has_defect:
+            raise JobError("internal error")
         error, self._failure = self._failure, None
         if error is None or self.is_cancelled:
             return

@@ -34,6 +34,9 @@ from nbdjobs.nodes.tracked import Kind, TrackedRequests
 MIN_CLUSTER: Final = 64 * 1024
 """Smallest unit of copying: below it, the cost of a request outweighs that of its bytes."""
 
+MAX_CLUSTERS: Final = 2**30
+"""A bitmap takes 128 MiB at most: disks of more than 64 TiB are copied in larger clusters."""
+
 MAX_BUFFERS: Final = 32
 """Memory of one copy at most, in buffers of 1 MiB."""
 
@@ -68,7 +71,10 @@ class CopyTuning:
 
 def choose_cluster_size(target: Node, minimum: int = 0) -> int:
     """The unit of copying, in bytes: what the target can replace without reading, or more."""
-    return max(MIN_CLUSTER, target.cluster_size, minimum)
+    size = max(MIN_CLUSTER, target.cluster_size, minimum)
+    while target.size > size * MAX_CLUSTERS:
+        size *= 2
+    return size
 
 
 def new_bitmap(size: int, cluster_size: int) -> bitarray:

@@ -122,6 +122,11 @@ class Graph:
             raise CommandError(f"Failed to find node with node-name='{name}'")
         return node
 
+    def check_present(self, node: Node) -> None:
+        """Raise `CommandError` if a node was deleted, by a command that came meanwhile."""
+        if self.nodes.get(node.name) is not node:
+            raise CommandError(f"Cannot find device='' nor node-name='{node.name}'")
+
     def new_name(self, name: str | None) -> str:
         """Check a name for a new node, or make one up ("#block...") when None.
 

@@ -44,22 +44,27 @@ class ImageLock:
     def acquire(self, needed: Permission, shared: Permission) -> None:
         """Take what is missing for these permissions, keeping what is held.
 
+        Only what is new is compared with what others hold. Those who come later see the bytes
+        held here and give way, but they lock their own before they look: a permission that was
+        granted must not be lost to one who is just trying.
+
         Raises:
             CommandError: Another user of the image is in the way. What was taken on the way is
                 given back by `settle`.
         """
-        unshared = permissions.ALL & ~shared
-        for permission in needed & ~self._needed:
+        new_needed = needed & ~self._needed
+        new_unshared = permissions.ALL & ~shared & ~self._unshared
+        for permission in new_needed:
             self._lock(NEEDED_BASE + _bit(permission))
             self._needed |= permission
-        for permission in unshared & ~self._unshared:
+        for permission in new_unshared:
             self._lock(UNSHARED_BASE + _bit(permission))
             self._unshared |= permission
-        for permission in needed:
+        for permission in new_needed:
             if self._is_held_by_others(UNSHARED_BASE + _bit(permission)):
                 word = permissions.describe(permission)
                 raise CommandError(f'Failed to get "{word}" lock')
-        for permission in unshared:
+        for permission in new_unshared:
             if self._is_held_by_others(NEEDED_BASE + _bit(permission)):
                 word = permissions.describe(permission)
                 raise CommandError(f'Failed to get shared "{word}" lock')

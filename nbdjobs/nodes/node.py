@@ -278,18 +278,12 @@ class Node(ABC):
         """
         if needed & permissions.WRITES and self.is_read_only:
             raise CommandError("Block node is read-only")
+        # A write to the last, incomplete block would have to go beyond the end.
         cannot_grow = Permission.WRITE in needed and Permission.RESIZE not in needed
         if cannot_grow and self.size % self.limits.request_alignment:
             raise CommandError(
                 "Cannot get 'write' permission without 'resize': Image size is not a multiple of"
                 " request alignment"
-            )
-        # A write to the last, incomplete block would have to go beyond the end.
-        must_not_grow = needed & Permission.WRITE and not needed & Permission.RESIZE
-        if must_not_grow and self.size % self.limits.request_alignment:
-            raise CommandError(
-                "Cannot get 'write' permission without 'resize':"
-                " Image size is not a multiple of request alignment"
             )
 
     def apply_permissions(self, needed: Permission, shared: Permission) -> None:

@@ -5,6 +5,9 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
+import struct
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -133,6 +136,25 @@ def test_two_nodes_of_one_process_exclude_each_other(image: Path) -> None:
         assert locked_bytes(image) == {100, 101, 201}
 
     with_device(file(image), scenario, shared=permissions.ALL & ~WRITE)
+
+
+def test_one_who_is_just_trying_takes_nothing_away(image: Path) -> None:
+    """Others lock first and look then: until they give way, their bytes are there to be seen."""
+
+    async def scenario() -> None:
+        graph = Graph()
+        node = await open_node(graph, file(image))
+        writer = Device(graph, node, needed=READ | WRITE)
+        with image.open("rb") as other:
+            byte = struct.pack("@hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 201, 1, 0)
+            fcntl.fcntl(other, fcntl.F_OFD_SETLK, byte)
+            reader = Device(graph, node, needed=READ)
+            await reader.close()
+        assert locked_bytes(image) == {100, 101, 203}
+        await writer.close()
+        await graph.drop(node)
+
+    asyncio.run(scenario())
 
 
 def test_locking_off_neither_locks_nor_looks(image: Path) -> None:
