@@ -23,6 +23,7 @@ from nbdjobs.errors import ProtocolError
 from nbdjobs.protocol.buffers import POOLED_FROM, BufferPool, ReceiveBuffer, receive_capacity
 from nbdjobs.protocol.export import Export
 from nbdjobs.protocol.negotiation import Chosen, Ended, Negotiation
+from nbdjobs.protocol.polling import TURN_NS, Polling
 from nbdjobs.protocol.session import Piece, Session
 
 BASE_CAPACITY: Final = 256 * 1024
@@ -54,6 +55,7 @@ class Connection(asyncio.BufferedProtocol):
     Args:
         exports: What is on offer, by name.
         pool: Where large read buffers come from.
+        polling: When to look for requests instead of sleeping.
         handshake_limit_s: Seconds until negotiation must be over.
         call_later: Timers.
         on_end: Called once, when the client is gone and its last request has ended.
@@ -65,12 +67,14 @@ class Connection(asyncio.BufferedProtocol):
         exports: Mapping[str, Export],
         *,
         pool: BufferPool,
+        polling: Polling,
         handshake_limit_s: float,
         call_later: CallLater,
         on_end: Callable[[Connection], None],
         use_writev: bool = True,
     ):
         self._pool = pool
+        self._polling = polling
         self._handshake_limit_s = handshake_limit_s
         self._call_later = call_later
         self._on_end = on_end
@@ -134,9 +138,49 @@ class Connection(asyncio.BufferedProtocol):
         return incoming.view[incoming.end : self._receive_end]
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Act on received bytes."""
+        """Act on received bytes, and perhaps look for more."""
+        polling = self._polling
+        polling.woken(self)
         self._incoming.end += nbytes
         self._pump()
+        if polling.budget_ns:
+            self._look_for_more(polling)
+        polling.idle()
+
+    def _look_for_more(self, polling: Polling) -> None:
+        """Serve a client that sends one request at a time without sleeping in between."""
+        now = begun = polling.clock_ns()
+        while self._waits_for_one_request() and now - begun < TURN_NS:
+            deadline = now + polling.budget_ns
+            received = 0
+            while not received and now < deadline:
+                received = self._receive_now()
+                now = polling.clock_ns()
+            if received <= 0:
+                return
+            self._incoming.end += received
+            self._pump()
+
+    def _waits_for_one_request(self) -> bool:
+        session = self._session
+        return (
+            session is not None
+            and session.batch == 1
+            and not session.in_flight
+            and not self._is_ending
+            and not session.is_over
+            and not self._is_blocked
+            and self._descriptor >= 0
+        )
+
+    def _receive_now(self) -> int:
+        """Receive what there is: a number of bytes, 0 for none yet, -1 for the end."""
+        try:
+            return os.readv(self._descriptor, [self.get_buffer(-1)]) or -1
+        except BlockingIOError:
+            return 0
+        except OSError:
+            return -1  # the transport will find the same
 
     def eof_received(self) -> bool:
         """Finish what the client has asked for, then close."""

@@ -14,6 +14,7 @@ from nbdjobs.protocol.buffers import BufferPool
 from nbdjobs.protocol.connection import CallLater, Connection
 from nbdjobs.protocol.export import Export
 from nbdjobs.protocol.listener import Listener, bind_tcp, bind_unix, prepare_client
+from nbdjobs.protocol.polling import Polling
 
 DEFAULT_MAX_CONNECTIONS: Final = 100
 """Clients at a time, as in QEMU's nbd-server-start."""
@@ -35,6 +36,7 @@ class Server:
         on_unused: Called with an export when its last client is gone, whether or not the export
             is still on offer; not called for an export that never had a client.
         call_later: Timers; `loop.call_later` unless given.
+        polling: When to look for requests instead of sleeping.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Server:
         handshake_limit_s: float = HANDSHAKE_LIMIT_S,
         on_unused: Callable[[Export], None] | None = None,
         call_later: CallLater | None = None,
+        polling: Polling | None = None,
     ):
         self._loop = asyncio.get_running_loop()
         self._max_connections = max_connections
@@ -51,6 +54,7 @@ class Server:
         self._on_unused = on_unused
         self._call_later: CallLater = call_later or self._loop.call_later
         self._pool = BufferPool(_POOL_BYTES)
+        self._polling = polling or Polling()
         self._exports: dict[str, Export] = {}
         self._listeners: list[Listener] = []
         self._connections: set[Connection] = set()
@@ -190,6 +194,7 @@ class Server:
         connection = Connection(
             self._exports,
             pool=self._pool,
+            polling=self._polling,
             handshake_limit_s=self._handshake_limit_s,
             call_later=self._call_later,
             on_end=self._ended,

@@ -113,6 +113,7 @@ class Session:
         borrowed: Buffers of the pool in `out`, to be given back when sent.
         is_held: Whether nothing new may begin now.
         is_over: No further request is taken: the client said goodbye, or broke a rule.
+        batch: Requests that the last `consume` found.
         needed: Bytes, counted from the start of what is not parsed, that make the next
             request whole.
     """
@@ -132,6 +133,7 @@ class Session:
         self.borrowed: list[memoryview] = []
         self.is_held = False
         self.is_over = False
+        self.batch = 0
         self.needed = 0
         self._backend = export.backend
         self._style = chosen.style
@@ -190,9 +192,11 @@ class Session:
         position = buffer.start
         end = buffer.end
         needed = header_size
+        batch = 0
         self._in_batch = True
         try:
             while end - position >= header_size and not self.is_held:
+                batch += 1
                 got_magic, flags, command, cookie, offset, length = unpack_from(view, position)
                 if got_magic != magic:
                     raise ProtocolError(f"invalid magic (got {got_magic:#x})")
@@ -238,6 +242,7 @@ class Session:
             self._in_batch = False
             buffer.start = position
             self.needed = needed
+            self.batch = batch
 
     def _refusal(
         self,
