@@ -12,16 +12,11 @@ from nbdjobs.daemon.exports import BlockExports
 from nbdjobs.daemon.objects import Objects
 from nbdjobs.errors import CommandError, NbdJobsError
 from nbdjobs.jobs.collection import Jobs
-from nbdjobs.jobs.events import EVENTS
 from nbdjobs.nodes.device import Device
 from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.node import BlockOp, Node
 from nbdjobs.nodes.opening import open_node
 from nbdjobs.nodes.options import BlockdevOptions
-from nbdjobs.qapi.types import event_name
-from nbdjobs.qapi.visitor import visit
-
-_JOB_EVENTS = {event_name(each): each for each in EVENTS}
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +39,7 @@ class Daemon:
         self.devices: dict[str, Device] = {}
         self.objects = Objects()
         self.exports = BlockExports(self.graph, self.objects, self.emit)
-        self.jobs = Jobs(lambda name, data: self.emit(visit(_JOB_EVENTS[name], data)))
+        self.jobs = Jobs(self.emit)
 
     # Events and the end
 

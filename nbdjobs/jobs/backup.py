@@ -23,8 +23,9 @@ from enum import StrEnum
 from typing import Final
 
 from nbdjobs.errors import CommandError, JobError, NodeError
-from nbdjobs.jobs.block_job import BlockJob, ErrorAction, OnError
+from nbdjobs.jobs.block_job import BlockJob, OnError
 from nbdjobs.jobs.collection import Jobs
+from nbdjobs.jobs.events import ErrorAction
 from nbdjobs.jobs.job import JobOptions
 from nbdjobs.jobs.ratelimit import SLICE_S
 from nbdjobs.jobs.status import JobType

@@ -16,6 +16,15 @@ from typing import Final, assert_never
 
 from nbdjobs.errors import CommandError, ErrorClass, NodeError
 from nbdjobs.jobs.collection import Jobs
+from nbdjobs.jobs.events import (
+    BlockJobCancelled,
+    BlockJobCompleted,
+    BlockJobError,
+    BlockJobPending,
+    ErrorAction,
+    IoOperation,
+    Outcome,
+)
 from nbdjobs.jobs.job import Job, JobOptions
 from nbdjobs.jobs.transaction import Transaction
 from nbdjobs.nodes.graph import Graph, Role, Root
@@ -30,14 +39,6 @@ class OnError(StrEnum):
     ENOSPC = "enospc"
     STOP = "stop"
     AUTO = "auto"
-
-
-class ErrorAction(StrEnum):
-    """What is done about one (QAPI `BlockErrorAction`)."""
-
-    IGNORE = "ignore"
-    REPORT = "report"
-    STOP = "stop"
 
 
 class IoStatus(StrEnum):
@@ -133,14 +134,8 @@ class BlockJob(Job, Root):
     def handle_error(self, policy: OnError, error: NodeError, *, is_read: bool) -> ErrorAction:
         """Tell users of an I/O error, and pause if the policy says so."""
         action = choose_action(policy, error.errno)
-        self.emit(
-            "BLOCK_JOB_ERROR",
-            {
-                "device": self.id,
-                "operation": "read" if is_read else "write",
-                "action": str(action),
-            },
-        )
+        operation = IoOperation.READ if is_read else IoOperation.WRITE
+        self.emit(BlockJobError(device=self.id, operation=operation, action=action))
         if action is ErrorAction.STOP:
             self.pause_for_user()
             if self._io_status is IoStatus.OK:
@@ -160,20 +155,18 @@ class BlockJob(Job, Root):
 
     def announce_pending(self) -> None:
         """Send BLOCK_JOB_PENDING."""
-        self.emit("BLOCK_JOB_PENDING", {"type": str(self.type), "id": self.id})
+        self.emit(BlockJobPending(type=self.type, id=self.id))
 
     def announce_end(self) -> None:
         """Send BLOCK_JOB_CANCELLED or BLOCK_JOB_COMPLETED."""
         if self.is_cancelled:
-            self.emit("BLOCK_JOB_CANCELLED", self._outcome())
-        elif self.error is not None:
-            self.emit("BLOCK_JOB_COMPLETED", self._outcome() | {"error": self.error})
+            self.emit(BlockJobCancelled(**self._outcome()))
         else:
-            self.emit("BLOCK_JOB_COMPLETED", self._outcome())
+            self.emit(BlockJobCompleted(**self._outcome(), error=self.error))
 
-    def _outcome(self) -> dict[str, object]:
+    def _outcome(self) -> Outcome:
         return {
-            "type": str(self.type),
+            "type": self.type,
             "device": self.id,
             "len": self.total_progress,
             "offset": self.current_progress,

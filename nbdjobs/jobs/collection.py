@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 from nbdjobs.errors import CommandError
 from nbdjobs.jobs.job import Job
@@ -16,8 +16,8 @@ from nbdjobs.nodes.graph import is_well_formed_id
 
 logger = logging.getLogger(__name__)
 
-Emit = Callable[[str, Mapping[str, object]], None]
-"""Sends an event: its name and its data."""
+Emit = Callable[[object], None]
+"""Sends an event, one of `events.EVENTS`."""
 
 
 class Jobs:
@@ -31,6 +31,7 @@ class Jobs:
     def __init__(self, emit: Emit, clock: Clock | None = None):
         self.emit = emit
         self.clock = clock or LoopClock()
+        self._is_shutting_down = False
         self._jobs: dict[str, Job] = {}
         self._tasks: dict[Job, asyncio.Task[None]] = {}
 
@@ -54,7 +55,9 @@ class Jobs:
         return job
 
     def check_id(self, job_id: str) -> None:
-        """Refuse an id for a new job that is ill-formed or taken."""
+        """Refuse an id for a new job that is ill-formed or taken, and every id at the end."""
+        if self._is_shutting_down:
+            raise CommandError("No job can be started: the program is about to end")
         if not is_well_formed_id(job_id):
             raise CommandError(f"Invalid job ID '{job_id}'")
         if job_id in self._jobs:
@@ -85,7 +88,11 @@ class Jobs:
             await asyncio.wait([task])
 
     async def shutdown(self) -> None:
-        """Cancel all jobs, wait until they have let go of everything, and dismiss them."""
+        """Cancel all jobs, wait until they have let go of everything, and dismiss them.
+
+        No further ones can be started.
+        """
+        self._is_shutting_down = True
         for job in self:
             if job.status in VERBS[JobVerb.CANCEL]:
                 job.cancel(force=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypedDict
 
 from nbdjobs.jobs.status import JobStatus, JobType
 from nbdjobs.qapi.types import event
@@ -22,6 +22,16 @@ class JobStatusChange:
 
     id: str
     status: JobStatus
+
+
+class Outcome(TypedDict):
+    """How far a job came, as its last events tell; bytes, and bytes per second."""
+
+    type: JobType
+    device: str
+    len: int
+    offset: int
+    speed: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +70,7 @@ class IoOperation(StrEnum):
     WRITE = "write"
 
 
-class BlockErrorAction(StrEnum):
+class ErrorAction(StrEnum):
     """QAPI `BlockErrorAction`: what is done about an I/O error."""
 
     IGNORE = "ignore"
@@ -75,7 +85,7 @@ class BlockJobError:
 
     device: str
     operation: IoOperation
-    action: BlockErrorAction
+    action: ErrorAction
 
 
 @event("BLOCK_JOB_PENDING")

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from nbdjobs.errors import CommandError, JobError, NodeError
+from nbdjobs.jobs.events import JobStatusChange
 from nbdjobs.jobs.ratelimit import RateLimit
 from nbdjobs.jobs.status import MOVES, VERBS, JobStatus, JobType, JobVerb
 from nbdjobs.jobs.transaction import Transaction
@@ -168,11 +169,11 @@ class Job(ABC):
         assert status in MOVES[self.status], f"{self.status} -> {status}"
         logger.debug("job %s: %s -> %s", self.id, self.status, status)
         self.status = status
-        self.emit("JOB_STATUS_CHANGE", {"status": str(status), "id": self.id})
+        self.emit(JobStatusChange(id=self.id, status=status))
 
-    def emit(self, name: str, data: dict[str, object]) -> None:
+    def emit(self, event: object) -> None:
         """Send an event to all users."""
-        self._jobs.emit(name, data)
+        self._jobs.emit(event)
 
     def info(self) -> JobInfo:
         """The job as it is now."""

@@ -126,5 +126,5 @@ async def running(directory: Path) -> AsyncIterator[Rig]:
     assert not daemon.graph.nodes
     assert not list(daemon.jobs)
     assert not list(daemon.exports)
-    assert not os.path.lexists(rig.nbd_path)
-    assert not os.path.lexists(rig.qmp_path)
+    assert not await asyncio.to_thread(os.path.lexists, rig.nbd_path)
+    assert not await asyncio.to_thread(os.path.lexists, rig.qmp_path)

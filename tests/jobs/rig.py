@@ -8,7 +8,7 @@ import asyncio
 import heapq
 import itertools
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from nbdjobs.jobs.backup import BackupJob, BackupOptions, SyncMode, start_backup
@@ -17,6 +17,8 @@ from nbdjobs.nodes.copy_before_write import CopyBeforeWrite
 from nbdjobs.nodes.device import Device
 from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.permissions import Permission
+from nbdjobs.qapi.types import event_name
+from nbdjobs.qapi.visitor import to_qapi
 from tests.nodes.faults import MemoryNode
 
 CLUSTER = 64 * 1024
@@ -66,8 +68,8 @@ class ManualClock:
 class Events(list[tuple[str, dict[str, object]]]):
     """What jobs told their users."""
 
-    def record(self, name: str, data: Mapping[str, object]) -> None:
-        self.append((name, dict(data)))
+    def record(self, event: object) -> None:
+        self.append((event_name(type(event)), to_qapi(event)))
 
     def statuses(self, job_id: str = "j") -> list[object]:
         return [
