@@ -124,6 +124,6 @@ def test_a_call_that_fails_is_judged_like_any_other() -> None:
         machine.call(slow=True, slept=True)
         raise OSError
 
-    with pytest.raises(OSError, match="^$"):
+    with pytest.raises(OSError, match=r"^$"):
         machine.pace.watch(fail)
     assert not machine.pace.may_run_inline()
