@@ -21,7 +21,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from struct import Struct
 from typing import Any, Final
 
-from nbdjobs import eager
+from nbdjobs.eager import start
 from nbdjobs.errors import NodeError, ProtocolError
 from nbdjobs.protocol.buffers import POOLED_FROM, BufferPool, ReceiveBuffer
 from nbdjobs.protocol.constants import (
@@ -233,9 +233,14 @@ class Session:
                     self._refuse(cookie, offset, *refusal)
                 else:
                     operation = self._operation(command, flags, cookie, offset, length, payload)
-                    task = eager.start(self._serve(operation, cookie, offset))
-                    if task is not None:
-                        self._track(task, buffer, command, length, payload)
+                    try:
+                        task = start(operation)
+                    except Exception as error:
+                        self._refuse_failed(cookie, offset, error)
+                    else:
+                        if task is not None:
+                            cost = length if command == _READ or payload is not None else 0
+                            self._track(task, buffer, cookie, offset, cost)
                 if self.out_bytes >= FLUSH_BYTES or len(self.out) >= FLUSH_PIECES:
                     self._flush()
         finally:
@@ -345,12 +350,11 @@ class Session:
         self,
         task: asyncio.Task[None],
         buffer: ReceiveBuffer,
-        command: int,
-        length: int,
-        payload: memoryview | None,
+        cookie: int,
+        offset: int,
+        cost: int,
     ) -> None:
-        """Count a request that had to wait, until it ends."""
-        cost = length if command == _READ or payload is not None else 0
+        """Count a request that had to wait, with `cost` bytes of payload, until it ends."""
         self._pool.keep_scratch()
         buffer.pins += 1
         self._bytes_in_flight += cost
@@ -362,21 +366,19 @@ class Session:
             self._bytes_in_flight -= cost
             self._tasks.discard(task)
             self._update_held()
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._refuse_failed(cookie, offset, error)
             self._notify()
 
         task.add_done_callback(ended)
 
-    async def _serve(self, operation: Coroutine[Any, Any, None], cookie: int, offset: int) -> None:
-        """Do one request and see to it that it gets a reply."""
-        try:
-            await operation
-        except NodeError as error:
+    def _refuse_failed(self, cookie: int, offset: int, error: BaseException) -> None:
+        """Reply to a request whose operation failed."""
+        if isinstance(error, NodeError):
             self._refuse(cookie, offset, error.errno, error.message, error.offset)
-        except Exception:
-            _log.exception("request on export '%s' failed unexpectedly", self.export.name)
-            self._refuse(cookie, offset, errno.EIO, "internal error")
-        if not self._in_batch:
-            self._notify()
+            return
+        _log.error("request on '%s' failed unexpectedly", self.export.name, exc_info=error)
+        self._refuse(cookie, offset, errno.EIO, "internal error")
 
     def _refuse(
         self, cookie: int, offset: int, number: int, message: str, at: int | None = None
