@@ -17,10 +17,8 @@ from typing import Any
 
 import pytest
 
-pytest.register_assert_rewrite("tests.interop.daemon", "tests.interop.tools")
-
-from tests.interop.daemon import Daemon, Disk, unix_server  # noqa: E402
-from tests.interop.tools import require_libnbd  # noqa: E402
+from tests.interop.daemon import Daemon, Disk, unix_server
+from tests.interop.tools import require_libnbd
 
 MIB = 1 << 20
 
