@@ -37,6 +37,10 @@ from nbdjobs.qapi.types import Alternate, Uint32, event, flat_union
 MAX_STRING: Final = 4096
 """Longest export name and description in bytes (NBD specification, "Values")."""
 
+STOP_GRACE_S: Final = 3.0
+"""Seconds for requests in flight when the server stops: well below the 10 s that container
+managers wait between SIGTERM and SIGKILL."""
+
 
 @event("BLOCK_EXPORT_DELETED")
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +208,8 @@ class BlockExports:
     async def stop_server(self) -> None:
         """End all exports and stop listening; clients get answers to what is in flight.
 
+        One that does not take its answers is cut off after `STOP_GRACE_S`.
+
         Raises:
             CommandError: There is no server.
         """
@@ -211,7 +217,7 @@ class BlockExports:
         self._server = None
         for export in list(self._exports.values()):
             self._shut_down(export, server)
-        await server.close()
+        await server.close(grace_s=STOP_GRACE_S)
         if self._endings:
             await asyncio.wait(self._endings)
 
@@ -269,6 +275,7 @@ class BlockExports:
         if mode is BlockExportRemoveMode.SAFE and server.client_count(export.offer):
             raise CommandError(f"export '{export_id}' still in use")
         self._shut_down(export, server)
+        server.disconnect_clients(export.offer)
 
     def _check_strings(self, options: BlockExportOptionsNbd) -> str:
         name = options.node_name if options.name is None else options.name
@@ -318,7 +325,6 @@ class BlockExports:
             return
         export.is_shutting_down = True
         server.remove_export(export.offer.name)
-        server.disconnect_clients(export.offer)
         if not server.client_count(export.offer):
             self._end(export)
 

@@ -10,6 +10,7 @@ page cache (`cache.direct`), everything waits for the device and so happens in t
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ from nbdjobs.nodes.syscalls import begin_writeback
 from nbdjobs.nodes.tracked import Kind
 from nbdjobs.nodes.workers import Workers
 from nbdjobs.qapi.types import member
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -185,7 +188,15 @@ class FileNode(DriverNode[FileOptions]):
             )
 
     async def close(self) -> None:
-        """Close the descriptors; the locks go with the last of them."""
+        """Close the descriptors; the locks go with the last of them.
+
+        What nobody has flushed is flushed first, as in QEMU: it is the last chance to hear that
+        writes were lost.
+        """
+        try:
+            await self.flush()
+        except NodeError as error:
+            logger.error("%s: flushing failed at the end: %s", self.filename, error)
         await self._flusher.idle()
         self._workers.close()
         self._storage.close()

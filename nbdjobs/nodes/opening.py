@@ -77,10 +77,13 @@ class _Opening:
             child.name: await self._open_child(child.reference, config) for child in references
         }
         node = await driver.open(name, config, options, children)
-        if name in self._graph.nodes:  # another command was faster
+        try:  # another command may have been faster
+            for used in children.values():
+                self._graph.check_present(used)
+            self._graph.add(node)
+        except CommandError:
             await node.close()
-            raise CommandError(f"Duplicate nodes with node-name='{name}'")
-        self._graph.add(node)
+            raise
         self._opened.append(node)
         for child in references:
             self._graph.attach(node, child.name, children[child.name], child.role)

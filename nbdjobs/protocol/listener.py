@@ -13,6 +13,9 @@ import stat
 from collections.abc import Callable
 from typing import Final
 
+REST_S: Final = 1.0
+"""Seconds until the next try when the system had no room for one more client."""
+
 _BACKLOG: Final = 128
 _UNIX_SEND_BUFFER: Final = 512 * 1024
 
@@ -35,6 +38,7 @@ class Listener:
         self._on_accept = on_accept
         self._loop = asyncio.get_running_loop()
         self._is_accepting = False
+        self._rest: asyncio.TimerHandle | None = None
         self._own_file = _identity(sock)
         sock.setblocking(False)
         sock.listen(_BACKLOG)
@@ -52,6 +56,9 @@ class Listener:
         if is_accepting == self._is_accepting:
             return
         self._is_accepting = is_accepting
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
         if is_accepting:
             self._loop.add_reader(self._socket.fileno(), self._accept)
         else:
@@ -71,11 +78,19 @@ class Listener:
         except (BlockingIOError, ConnectionAbortedError, InterruptedError):
             return
         except OSError as error:
-            # Out of file descriptors or memory: the client stays in the queue.
+            # Out of file descriptors or memory: the client stays in the queue. To look at it
+            # again at once would keep the loop busy and fill the log.
             _log.warning("cannot accept a client: %s", error)
+            self._loop.remove_reader(self._socket.fileno())
+            self._rest = self._loop.call_later(REST_S, self._go_on)
             return
         client.setblocking(False)
         self._on_accept(client)
+
+    def _go_on(self) -> None:
+        """Try again to accept."""
+        self._rest = None
+        self._loop.add_reader(self._socket.fileno(), self._accept)
 
 
 def bind_unix(path: str) -> socket.socket:

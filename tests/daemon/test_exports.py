@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from nbdjobs.daemon import exports
+from nbdjobs.protocol.constants import Command
 from tests.daemon.rig import Monitor, Rig, running
+from tests.jobs.rig import turns
 
 
 def with_daemon(scenario: Callable[[Rig, Monitor], Awaitable[None]], directory: Path) -> None:
@@ -110,6 +113,43 @@ def test_stopping_the_server_ends_all_exports(tmp_path: Path) -> None:
         assert sorted(deleted) == ["export-disk", "second"]
         await rig.start_nbd(monitor)
         await rig.export(monitor, "disk")
+
+    with_daemon(scenario, tmp_path)
+
+
+def test_stopping_the_server_answers_requests_in_flight(tmp_path: Path) -> None:
+    async def scenario(rig: Rig, monitor: Monitor) -> None:
+        disk = rig.add_disk("slow")
+        await rig.start_nbd(monitor)
+        await rig.export(monitor, "slow")
+        client = await rig.client("slow")
+        async with disk.hold() as gate:
+            cookie = client.send(Command.WRITE, 0, payload=b"w" * 512)
+            await gate.reached()
+            monitor.send("nbd-server-stop")
+            while rig.daemon.exports.is_server_running:
+                await turns(1)
+        (reply,) = await client.reply()
+        assert (reply.cookie, reply.error) == (cookie, 0)
+        assert await client.is_closed_by_server()
+        assert await monitor.reply() == {"return": {}}
+        assert disk.content[:512] == b"w" * 512
+
+    with_daemon(scenario, tmp_path)
+
+
+def test_stopping_the_server_does_not_wait_for_clients_that_read_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(rig: Rig, monitor: Monitor) -> None:
+        await rig.start_nbd(monitor)
+        await rig.export(monitor, "disk")
+        client = await rig.client("disk")
+        for _ in range(64):  # its reader stops at some KiB, as nobody takes anything from it
+            client.send(Command.READ, 0, 1 << 20)
+        monkeypatch.setattr(exports, "STOP_GRACE_S", 0)
+        await monitor.get("nbd-server-stop")
+        assert await monitor.get("query-block-exports") == []
 
     with_daemon(scenario, tmp_path)
 

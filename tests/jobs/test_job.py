@@ -9,10 +9,12 @@ from collections.abc import Callable
 import pytest
 
 from nbdjobs.errors import CommandError, JobError
+from nbdjobs.jobs.backup import BackupOptions, SyncMode, start_backup
 from nbdjobs.jobs.job import JobInfo, JobOptions
 from nbdjobs.jobs.status import VERBS, JobStatus, JobType, JobVerb
-from tests.jobs.rig import turns
+from tests.jobs.rig import CLUSTER, Rig, turns
 from tests.jobs.toy import MANUAL, Bench, ToyJob
+from tests.nodes.faults import MemoryNode, Op
 
 
 def where(job: ToyJob) -> str:
@@ -351,6 +353,29 @@ def test_shutdown_ends_jobs_in_every_status() -> None:
             assert where(job) == "null"
             if status is JobStatus.CREATED:
                 assert job.calls == ["abort", "clean"]
+
+    asyncio.run(main())
+
+
+def test_no_job_starts_while_the_last_ones_end() -> None:
+    async def main() -> None:
+        rig = Rig()
+        async with rig.target.hold(Op.WRITE) as gate:
+            job = await rig.backup()
+            await gate.reached()
+            ending = asyncio.create_task(rig.jobs.shutdown())
+            await turns()
+            assert job.is_cancelled
+            nodes = [MemoryNode(CLUSTER, name=name) for name in ("s2", "t2")]
+            for node in nodes:
+                rig.graph.add(node)
+            options = BackupOptions(sync=SyncMode.FULL, job_id="k")
+            with pytest.raises(CommandError, match="No job can be started"):
+                await start_backup(rig.jobs, rig.graph, *nodes, options)
+            assert not ending.done()
+        await ending
+        assert list(rig.jobs) == []
+        assert rig.guest.node is rig.source
 
     asyncio.run(main())
 

@@ -213,6 +213,30 @@ def test_a_failed_flush_is_not_forgotten(image: Path, monkeypatch: pytest.Monkey
     with_file(options(image), scenario)
 
 
+def test_closing_flushes_what_nobody_has_flushed(
+    image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[int] = []
+
+    def fail(fd: int) -> None:
+        calls.append(fd)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async def scenario() -> None:
+        graph = Graph()
+        node = await open_node(graph, options(image))
+        device = Device(graph, node, needed=WRITER)
+        await device.pwrite(0, memoryview(b"x" * 512))
+        await device.close()
+        assert not calls
+        await graph.drop(node)
+        assert len(calls) == 1
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    asyncio.run(scenario())
+    assert "flushing failed" in caplog.text
+
+
 @pytest.mark.parametrize(("no_flush", "calls"), [(False, 1), (True, 0)])
 def test_a_fua_write_is_flushed_unless_flushes_are_off(
     no_flush: bool, calls: int, image: Path, monkeypatch: pytest.MonkeyPatch

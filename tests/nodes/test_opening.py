@@ -5,19 +5,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Self, cast
 
 import pytest
 
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes.blkdebug import BlkdebugOptions, PermissionName
+from nbdjobs.nodes.driver import AnyDriver
+from nbdjobs.nodes.drivers import DRIVERS
 from nbdjobs.nodes.file import AioBackend, FileOptions
 from nbdjobs.nodes.graph import Graph
-from nbdjobs.nodes.node import CacheMode, DetectZeroes, Node
+from nbdjobs.nodes.node import CacheMode, DetectZeroes, Node, NodeConfig
 from nbdjobs.nodes.null import NullOptions
 from nbdjobs.nodes.opening import open_node
 from nbdjobs.nodes.options import BlockdevOptions, CacheOptions, Discard
-from nbdjobs.nodes.raw import RawOptions
+from nbdjobs.nodes.raw import RawNode, RawOptions
 
 NULL = NullOptions(driver="null-co", size=1024 * 1024)
 
@@ -70,6 +75,33 @@ def test_a_root_needs_a_name() -> None:
 def test_names_are_checked(name: str, words: str) -> None:
     existing = NullOptions(driver="null-co", node_name="taken")
     assert refusal(NullOptions(driver="null-co", node_name=name), existing=existing) == words
+
+
+class SlowToOpen(RawNode):
+    """A driver that has to wait for something while it opens."""
+
+    @classmethod
+    async def open(
+        cls, name: str, config: NodeConfig, options: RawOptions, children: Mapping[str, Node]
+    ) -> Self:
+        await asyncio.sleep(0)
+        return await super().open(name, config, options, children)
+
+
+def test_a_child_that_is_deleted_meanwhile_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cast(dict[str, AnyDriver], DRIVERS), "raw", SlowToOpen)
+
+    async def run() -> None:
+        graph = Graph()
+        child = await open_node(graph, replace(NULL, node_name="n"))
+        opening = asyncio.create_task(open_node(graph, raw("n")))
+        await asyncio.sleep(0)
+        await graph.drop(child)
+        with pytest.raises(CommandError, match="Cannot find device='' nor node-name='n'"):
+            await opening
+        assert not graph.nodes
+
+    asyncio.run(run())
 
 
 def test_a_child_cannot_have_its_parents_name(image: Path) -> None:

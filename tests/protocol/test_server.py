@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import struct
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from nbdjobs.protocol import listener as listener_module
 from nbdjobs.protocol.constants import Command, HeaderStyle, NbdError, Option
 from nbdjobs.protocol.constants import OptionReplyType as Kind
 from nbdjobs.protocol.export import Export
+from nbdjobs.protocol.listener import Listener
 from nbdjobs.protocol.messages import ExportQuery
 from nbdjobs.protocol.server import HANDSHAKE_LIMIT_S, Server
 from nbdjobs.protocol.session import MAX_REQUESTS
@@ -418,6 +421,45 @@ def test_only_sockets_are_replaced_and_only_own_ones_removed(tmp_path: Path) -> 
         path.write_text("of another")
         await server.close()
         assert path.read_text() == "of another"
+
+    asyncio.run(main())
+
+
+class Exhausted(socket.socket):
+    """A listening socket whose system has no file descriptor left."""
+
+    attempts = 0
+    has_room = False
+
+    def accept(self) -> tuple[socket.socket, object]:
+        self.attempts += 1
+        if not self.has_room:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return super().accept()
+
+
+@pytest.mark.parametrize(("rest_s", "is_accepted"), [(1e6, False), (0.0, True)])
+def test_without_file_descriptors_it_rests_before_the_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest_s: float, is_accepted: bool
+) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(listener_module, "REST_S", rest_s)
+        sock = Exhausted(socket.AF_UNIX)
+        sock.bind(str(tmp_path / "s"))
+        accepted: list[socket.socket] = []
+        listener = Listener(sock, accepted.append)
+        listener.set_accepting(True)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "s"))
+            await until(lambda: sock.attempts)
+            sock.has_room = True
+            if is_accepted:
+                await until(lambda: accepted)
+                accepted.pop().close()
+            else:
+                await turns()
+                assert sock.attempts == 1
+        listener.close()
 
     asyncio.run(main())
 
