@@ -78,6 +78,8 @@ def find_block_job(jobs: Jobs, job_id: str) -> BlockJob:
 class BlockJob(Job, Root):
     """A job with nodes."""
 
+    works_by_itself = True
+
     def __init__(
         self,
         jobs: Jobs,

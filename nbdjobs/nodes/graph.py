@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import ClassVar, Final
 
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes import permissions
@@ -51,6 +51,9 @@ class Role(Enum):
 
 class Root(ABC):
     """A user of nodes from which requests come: it can stop sending them for a while."""
+
+    works_by_itself: ClassVar[bool] = False
+    """Whether no guest is behind it, who would suffer while it is held."""
 
     def __init__(self) -> None:
         self.edges: dict[str, Edge] = {}
@@ -330,28 +333,38 @@ class _Drain:
     def __init__(self, nodes: Iterable[Node]):
         self._nodes = set(nodes)
         self._held: dict[Root, None] = {}
+        self._settled: set[Root] = set()
+        self._holds_guests = False
         self.catch_up()
 
     def catch_up(self) -> None:
-        """Hold every root that reaches the nodes now and did not before.
+        """Hold every root that reaches the nodes now and did not before; guests when it is time.
 
         One that does not reach them any more stays held as well: to the end is not long.
         """
         for root in roots_above(self._nodes):
-            if root not in self._held:
+            if root not in self._held and (self._holds_guests or root.works_by_itself):
                 self._held[root] = None
                 root.hold()
 
     async def settle(self) -> None:
-        """Wait until none of the roots has a request in flight, nor a node one of its own."""
-        settled: set[Root] = set()
-        # More of them may come while one is awaited.
-        while waiting := [root for root in self._held if root not in settled]:
-            for root in waiting:
-                await root.idle()
-            settled.update(waiting)
+        """Wait until none of the roots has a request in flight, nor a node one of its own.
+
+        Jobs come first: they may be stuck at another disk, and until they are idle, guests go on.
+        """
+        await self._settle_held()
+        self._holds_guests = True
+        self.catch_up()
+        await self._settle_held()
         for node in nodes_above(self._nodes):
             await node.settled()
+
+    async def _settle_held(self) -> None:
+        # More of them may come while one is awaited.
+        while waiting := [root for root in self._held if root not in self._settled]:
+            for root in waiting:
+                await root.idle()
+            self._settled.update(waiting)
 
     def end(self) -> None:
         """Let all of them go on."""

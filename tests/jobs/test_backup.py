@@ -482,6 +482,67 @@ def test_of_two_backups_to_one_target_that_start_together_one_is_refused() -> No
     asyncio.run(main())
 
 
+async def check_guest_goes_on(rig: Rig) -> None:
+    """Read and write where no copy is needed, or none that is stuck."""
+    content = bytearray(512)
+    reading = asyncio.create_task(rig.guest.pread(CLUSTER, memoryview(content)))
+    await turns()
+    assert reading.done()
+    assert content == rig.before[CLUSTER : CLUSTER + 512]
+
+
+def test_guests_go_on_while_a_backup_waits_for_another_whose_target_is_stuck() -> None:
+    """Otherwise whoever starts a new backup because the old one is stuck would stop the guest."""
+
+    async def main() -> None:
+        rig = Rig()
+        third = MemoryNode(4 * CLUSTER, name="u")
+        rig.graph.add(third)
+        options = BackupOptions(sync=SyncMode.FULL, job_id="k")
+        async with rig.target.hold(Op.WRITE) as gate:
+            stuck = await rig.backup()
+            await gate.reached()
+            starting = asyncio.create_task(
+                start_backup(rig.jobs, rig.graph, rig.source, third, options)
+            )
+            await turns()
+            await check_guest_goes_on(rig)
+            stuck.cancel()
+            await rig.write(0, NEW)
+            assert not starting.done()
+        job = await starting
+        before = bytes(rig.source.content)
+        await rig.run_through(job)
+        assert third.content == before
+        rig.assert_as_before()
+
+    asyncio.run(main())
+
+
+def test_guests_go_on_when_a_backup_ends_beside_another_whose_target_is_stuck() -> None:
+    async def main() -> None:
+        rig = Rig()
+        third = MemoryNode(4 * CLUSTER, name="u")
+        rig.graph.add(third)
+        stuck = await rig.backup(job=SLOW)
+        options = BackupOptions(sync=SyncMode.FULL, job_id="k")
+        async with rig.target.hold(Op.WRITE) as gate:
+            ending = await start_backup(rig.jobs, rig.graph, rig.source, third, options)
+            rig.clock.advance(2)
+            await gate.reached()
+            while ending.status is JobStatus.RUNNING:
+                await turns()
+            assert third.content == rig.before
+            await check_guest_goes_on(rig)
+            stuck.cancel()
+            await rig.write(0, NEW)
+        await rig.jobs.ended(ending)
+        await rig.jobs.ended(stuck)
+        rig.assert_as_before()
+
+    asyncio.run(main())
+
+
 def test_a_target_that_is_deleted_while_requests_are_awaited_is_not_used() -> None:
     async def main() -> None:
         rig = Rig()

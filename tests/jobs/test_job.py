@@ -366,12 +366,12 @@ def test_no_job_starts_while_the_last_ones_end() -> None:
             ending = asyncio.create_task(rig.jobs.shutdown())
             await turns()
             assert job.is_cancelled
-            nodes = [MemoryNode(CLUSTER, name=name) for name in ("s2", "t2")]
-            for node in nodes:
-                rig.graph.add(node)
+            source, target = (MemoryNode(CLUSTER, name=name) for name in ("s2", "t2"))
+            rig.graph.add(source)
+            rig.graph.add(target)
             options = BackupOptions(sync=SyncMode.FULL, job_id="k")
             with pytest.raises(CommandError, match="No job can be started"):
-                await start_backup(rig.jobs, rig.graph, *nodes, options)
+                await start_backup(rig.jobs, rig.graph, source, target, options)
             assert not ending.done()
         await ending
         assert list(rig.jobs) == []
