@@ -8,13 +8,29 @@ touched, so a hundred idle connections stay small, and they are not filled with 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from mmap import mmap
-from typing import Final
+from typing import Final, Protocol
 
 from nbdjobs.protocol.constants import MAX_PAYLOAD
 
+
+class Timer(Protocol):
+    """What `call_later` returns."""
+
+    def cancel(self) -> None:
+        """Do not call any more."""
+        ...
+
+
+CallLater = Callable[[float, Callable[[], None]], Timer]
+"""Calls a function after some seconds; tests put their own clock here."""
+
 POOLED_FROM: Final = 64 * 1024
 """Bytes from which a buffer is worth keeping; below, a fresh `bytearray` is faster."""
+
+KEEP_S: Final = 2.0
+"""Seconds that unused buffers are kept for."""
 
 MAX_RECEIVE: Final = MAX_PAYLOAD + 64 * 1024
 """Largest receive buffer: one request of the largest payload, with its header."""
@@ -25,16 +41,36 @@ class ReceiveBuffer:
 
     Payloads are used where they lie. `pins` counts the requests that still use one: while it is
     not zero, nothing may be moved or overwritten before `end`.
+
+    Args:
+        pool: Where its memory comes from, and goes to once it is retired and has no pins.
+        capacity: Bytes it can hold.
     """
 
-    __slots__ = ("capacity", "end", "pins", "start", "view")
+    __slots__ = ("_is_retired", "_pool", "capacity", "end", "pins", "start", "view")
 
-    def __init__(self, capacity: int):
-        self.view = memoryview(mmap(-1, capacity))
+    def __init__(self, pool: BufferPool, capacity: int):
+        self.view = pool.take(capacity)
         self.capacity = capacity
         self.start = 0
         self.end = 0
         self.pins = 0
+        self._pool = pool
+        self._is_retired = False
+
+    def unpin(self) -> None:
+        """Take note that a request does not use its payload any more."""
+        self.pins -= 1
+        if self._is_retired and not self.pins:
+            self._pool.give_back(self.view)
+
+    def retire(self) -> None:
+        """Receive no more into it."""
+        if self._is_retired:
+            return
+        self._is_retired = True
+        if not self.pins:
+            self._pool.give_back(self.view)
 
     def append(self, data: bytes | memoryview) -> None:
         """Copy bytes behind those present; the caller knows that they fit."""
@@ -62,19 +98,24 @@ SCRATCH: Final = 512 * 1024
 
 
 class BufferPool:
-    """Buffers for reads, shared by all connections of a server.
+    """Buffers for receiving and for reads, shared by all connections of a server.
 
-    Large ones are kept for the next read up to a total of bytes. Small ones are cut from one
+    Large ones are kept for the next who wants one, up to a total of bytes, and let go when nobody
+    has wanted one for a while. Small ones are cut from one
     scratch mapping, which is free again as soon as the batch of requests that used it is sent:
     the same warm memory serves every batch. When something of a batch lives on, because a read
     had to wait or the client did not take the replies, the mapping is left to it.
 
     Args:
         limit: Most bytes of large buffers kept while unused.
+        call_later: Timers; without, what is kept is kept for good.
     """
 
-    def __init__(self, limit: int):
+    def __init__(self, limit: int, call_later: CallLater | None = None):
         self._limit = limit
+        self._call_later = call_later
+        self._timer: Timer | None = None
+        self._was_used = False
         self._kept = 0
         self._free: dict[int, list[memoryview]] = {}
         self._scratch = memoryview(mmap(-1, SCRATCH))
@@ -112,6 +153,7 @@ class BufferPool:
         free = self._free.get(size)
         if free:
             self._kept -= size
+            self._was_used = True
             whole = free.pop()
         else:
             whole = memoryview(mmap(-1, size))
@@ -124,3 +166,27 @@ class BufferPool:
         if self._kept + size <= self._limit:
             self._kept += size
             self._free.setdefault(size, []).append(whole)
+            self._watch()
+
+    def _watch(self) -> None:
+        """Look after a while whether what is kept is still of use."""
+        if self._call_later is not None and self._timer is None:
+            self._was_used = False
+            self._timer = self._call_later(KEEP_S, self._let_go_if_unused)
+
+    def _let_go_if_unused(self) -> None:
+        self._timer = None
+        if self._was_used:
+            self._watch()
+        else:
+            self._free.clear()
+            self._kept = 0
+
+    def close(self) -> None:
+        """Keep nothing from now on."""
+        self._limit = 0
+        self._free.clear()
+        self._kept = 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

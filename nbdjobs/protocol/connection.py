@@ -17,10 +17,17 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 from nbdjobs.errors import ProtocolError
-from nbdjobs.protocol.buffers import POOLED_FROM, BufferPool, ReceiveBuffer, receive_capacity
+from nbdjobs.protocol.buffers import (
+    POOLED_FROM,
+    BufferPool,
+    CallLater,
+    ReceiveBuffer,
+    Timer,
+    receive_capacity,
+)
 from nbdjobs.protocol.export import Export
 from nbdjobs.protocol.negotiation import Chosen, Ended, Negotiation
 from nbdjobs.protocol.polling import TURN_NS, Polling
@@ -35,18 +42,6 @@ SHRINK_AFTER_S: Final = 2.0
 _MINIMUM_ROOM: Final = 32 * 1024
 
 _log = logging.getLogger(__name__)
-
-
-class Timer(Protocol):
-    """What `call_later` returns."""
-
-    def cancel(self) -> None:
-        """Do not call any more."""
-        ...
-
-
-CallLater = Callable[[float, Callable[[], None]], Timer]
-"""Calls a function after some seconds; tests put their own clock here."""
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -84,7 +79,7 @@ class Connection(asyncio.BufferedProtocol):
         self._descriptor = -1
         self._negotiation: Negotiation | None = Negotiation(exports)
         self._session: Session | None = None
-        self._incoming = ReceiveBuffer(BASE_CAPACITY)
+        self._incoming = ReceiveBuffer(pool, BASE_CAPACITY)
         self._receive_end = BASE_CAPACITY
         self._unsent: list[memoryview] = []
         self._is_blocked = False
@@ -281,7 +276,9 @@ class Connection(asyncio.BufferedProtocol):
         session.set_blocked(self._is_blocked)
         self._session = session
         if len(unconsumed) > self._incoming.capacity:
-            self._incoming = ReceiveBuffer(receive_capacity(len(unconsumed), BASE_CAPACITY))
+            self._incoming.retire()
+            capacity = receive_capacity(len(unconsumed), BASE_CAPACITY)
+            self._incoming = ReceiveBuffer(self._pool, capacity)
         self._incoming.append(unconsumed)
 
     def _handshake_expired(self) -> None:
@@ -325,9 +322,9 @@ class Connection(asyncio.BufferedProtocol):
         capacity = receive_capacity(needed, BASE_CAPACITY)
         if capacity > BASE_CAPACITY:
             self._grew()
-        new = ReceiveBuffer(capacity)
+        new = ReceiveBuffer(self._pool, capacity)
         new.append(old.view[old.start : old.end])
-        old.start = old.end
+        old.retire()
         self._incoming = new
 
     def _grew(self) -> None:
@@ -345,7 +342,8 @@ class Connection(asyncio.BufferedProtocol):
             self._grew()
             self._grew_lately = False
         else:
-            self._incoming = ReceiveBuffer(BASE_CAPACITY)
+            incoming.retire()
+            self._incoming = ReceiveBuffer(self._pool, BASE_CAPACITY)
             self._receive_end = BASE_CAPACITY
 
     # Sending
@@ -409,6 +407,7 @@ class Connection(asyncio.BufferedProtocol):
             self._descriptor = -1
             self._transport.close()
             return
+        self._incoming.retire()
         on_end, self._on_end = self._on_end, _ignore
         on_end(self)
 

@@ -10,8 +10,8 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from nbdjobs.protocol.buffers import BufferPool
-from nbdjobs.protocol.connection import CallLater, Connection
+from nbdjobs.protocol.buffers import BufferPool, CallLater
+from nbdjobs.protocol.connection import Connection
 from nbdjobs.protocol.export import Export
 from nbdjobs.protocol.listener import Listener, bind_tcp, bind_unix, prepare_client
 from nbdjobs.protocol.polling import Polling
@@ -22,7 +22,7 @@ DEFAULT_MAX_CONNECTIONS: Final = 100
 HANDSHAKE_LIMIT_S: Final = 10.0
 """Seconds a client has for its negotiation, as in QEMU."""
 
-_POOL_BYTES: Final = 8 * 1024 * 1024
+_POOL_BYTES: Final = 32 * 1024 * 1024
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Server:
         self._handshake_limit_s = handshake_limit_s
         self._on_unused = on_unused
         self._call_later: CallLater = call_later or self._loop.call_later
-        self._pool = BufferPool(_POOL_BYTES)
+        self._pool = BufferPool(_POOL_BYTES, self._loop.call_later)
         self._polling = polling or Polling()
         self._exports: dict[str, Export] = {}
         self._listeners: list[Listener] = []
@@ -164,6 +164,7 @@ class Server:
             await asyncio.gather(*self._accepting, return_exceptions=True)
         for connection in tuple(self._connections):
             connection.finish()
+        self._pool.close()
         try:
             await asyncio.wait_for(self._all_ended.wait(), grace_s)
         except TimeoutError:

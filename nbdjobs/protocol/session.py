@@ -362,7 +362,7 @@ class Session:
         self._update_held()
 
         def ended(task: asyncio.Task[None]) -> None:
-            buffer.pins -= 1
+            buffer.unpin()
             self._bytes_in_flight -= cost
             self._tasks.discard(task)
             self._update_held()

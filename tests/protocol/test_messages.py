@@ -170,7 +170,7 @@ def test_any_bytes_are_requests_or_a_protocol_error(
         session = Session(
             Chosen(export, style, contexts), pool=pool, flush=lambda: None, notify=lambda: None
         )
-        buffer = ReceiveBuffer(65536)
+        buffer = ReceiveBuffer(BufferPool(0), 65536)
         for piece in pieces:
             buffer.append(piece)
             try:
