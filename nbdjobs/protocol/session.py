@@ -48,6 +48,10 @@ MAX_BYTES: Final = 64 * 1024 * 1024
 FLUSH_BYTES: Final = 256 * 1024
 """Bytes of replies that leave without waiting for the end of the batch."""
 
+AHEAD_BYTES: Final = 2 * 1024 * 1024
+"""Bytes of replies made ready while the client still takes earlier ones, so that it never has to
+wait for the next; then nothing new is begun."""
+
 FLUSH_PIECES: Final = 1000
 """Pieces of replies that leave at once: below the kernel's limit of 1024 (IOV_MAX)."""
 
@@ -159,13 +163,14 @@ class Session:
         return len(self._tasks)
 
     def set_blocked(self, is_blocked: bool) -> None:
-        """Say whether the client takes replies; while it does not, nothing new begins."""
+        """Say whether the client takes replies; while it does not, little more is begun."""
         self._is_blocked = is_blocked
         self._update_held()
 
     def _update_held(self) -> None:
+        is_far_ahead = self.out_bytes >= AHEAD_BYTES or len(self.out) >= FLUSH_PIECES
         self.is_held = (
-            self._is_blocked
+            (self._is_blocked and is_far_ahead)
             or len(self._tasks) >= MAX_REQUESTS
             or self._bytes_in_flight >= MAX_BYTES
         )
@@ -243,6 +248,8 @@ class Session:
                             self._track(task, buffer, cookie, offset, cost)
                 if self.out_bytes >= FLUSH_BYTES or len(self.out) >= FLUSH_PIECES:
                     self._flush()
+                    if self._is_blocked:
+                        self._update_held()
         finally:
             self._in_batch = False
             buffer.start = position
