@@ -37,8 +37,11 @@ MIN_CLUSTER: Final = 64 * 1024
 MAX_CLUSTERS: Final = 2**30
 """A bitmap takes 128 MiB at most: disks of more than 64 TiB are copied in larger clusters."""
 
-MAX_BUFFERS: Final = 32
-"""Memory of one copy at most, in buffers of 1 MiB."""
+MAX_BUFFERS: Final = 64
+"""Memory of one copy at most, in buffers of 256 KiB."""
+
+STORAGE_CHUNK: Final = 16 * 1024 * 1024
+"""Bytes that the storage is asked to copy by itself at a time."""
 
 ZERO_GRANULE: Final = 64 * 1024
 """Runs of zeroes at least this long inside data stay sparse on the target."""
@@ -115,9 +118,8 @@ class BlockCopy:
         self._in_flight = TrackedRequests()
         self._buffers = BufferPool(MAX_BUFFERS)
         self._uses_copy_range = tuning.use_copy_range
-        self._max_chunk = max(
-            round_down(tuning.max_chunk or BUFFER_SIZE, cluster_size), cluster_size
-        )
+        chunk = STORAGE_CHUNK if tuning.use_copy_range else BUFFER_SIZE
+        self._max_chunk = max(round_down(tuning.max_chunk or chunk, cluster_size), cluster_size)
 
     @property
     def in_flight(self) -> int:
@@ -181,8 +183,22 @@ class BlockCopy:
         status = await self._source_status(begin, end - begin)
         hole_end = round_down(begin + status.length, self.cluster_size)
         if _is_hole(status) and hole_end > begin:
-            return begin, hole_end
+            return begin, await self._end_of_zeroing(begin, hole_end)
         return begin, min(end, begin + chunk)
+
+    async def _end_of_zeroing(self, begin: int, end: int) -> int:
+        """Cut a hole down to what the target does not have to write zeroes into for long.
+
+        A guest that writes there, and a cancel, wait for the whole of a piece.
+        """
+        longest = max(round_down(_LONGEST_ZEROING, self.cluster_size), self.cluster_size)
+        try:
+            status = await self._target.node.block_status(begin, end - begin)
+        except NodeError:
+            return min(end, begin + longest)  # whether it really fails, the write will show
+        if _is_hole(status):
+            longest = max(round_down(status.length, self.cluster_size), self.cluster_size)
+        return min(end, begin + longest)
 
     # Which clusters
 
@@ -323,6 +339,7 @@ class BlockCopy:
 
 
 _LONGEST_HOLE: Final = 1024 * 1024 * 1024
+_LONGEST_ZEROING: Final = 16 * 1024 * 1024
 
 
 _ZERO_BIT: Final = int(Status.ZERO)

@@ -9,8 +9,11 @@ import mmap
 from collections import deque
 from typing import Final
 
-BUFFER_SIZE: Final = 1024 * 1024
-"""Bytes of one buffer: as much as a copy transfers at a time."""
+BUFFER_SIZE: Final = 256 * 1024
+"""Bytes of one buffer: as much as a copy transfers at a time.
+
+What was read is written out of the processor's cache again; in pieces of 1 MiB it no longer is.
+"""
 
 
 class BufferPool:

@@ -46,6 +46,10 @@ T = TypeVar("T")
 MAX_INLINE: Final = 1024 * 1024
 """Longer writes would keep the event loop for longer than is fair, even into the page cache."""
 
+READ_IN_THREAD: Final = 512 * 1024
+"""Reads from this length on are made in a thread: while it copies out of the page cache, the
+event loop sends what was read before, and others get their turn."""
+
 _COPY_REFUSALS: Final = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL})
 
 
@@ -224,7 +228,7 @@ class FileNode(DriverNode[FileOptions]):
 
     async def _pread(self, offset: int, buffer: memoryview) -> None:
         done = 0
-        if self._tries_page_cache:
+        if self._tries_page_cache and len(buffer) < READ_IN_THREAD:
             try:
                 done = preadv(self._fd, (buffer,), offset, RWF_NOWAIT)
             except BlockingIOError:

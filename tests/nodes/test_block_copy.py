@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from nbdjobs.errors import NodeError
 from nbdjobs.nodes.block_copy import (
+    MAX_BUFFERS,
     BlockCopy,
     CopyError,
     CopyTuning,
     choose_cluster_size,
     new_bitmap,
 )
+from nbdjobs.nodes.buffers import BUFFER_SIZE
 from nbdjobs.nodes.graph import Edge, Role, Root
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.rounding import round_down, round_up
@@ -53,6 +55,11 @@ def pair(
 ) -> tuple[MemoryNode, MemoryNode, BlockCopy]:
     source, target = disk(size), disk(size, 2, name="t")
     return source, target, copy_between(source, target, tuning=tuning)
+
+
+def pieces(begin: int, end: int) -> list[tuple[int, int]]:
+    """What a background job copies one after the other."""
+    return [(first, first + BUFFER_SIZE) for first in range(begin, end, BUFFER_SIZE)]
 
 
 def spans(target: MemoryNode, op: Op) -> list[tuple[int, int]]:
@@ -168,7 +175,8 @@ def test_contiguous_clusters_are_copied_together() -> None:
     async def main() -> None:
         source, target, copy = pair(4 * MIB)
         await copy.copy(0, copy.size)
-        assert spans(target, Op.WRITE) == [(n * MIB, MIB) for n in range(4)]
+        copied = [(begin, end - begin) for begin, end in pieces(0, 4 * MIB)]
+        assert spans(target, Op.WRITE) == copied
         assert source.content == target.content
 
     asyncio.run(main())
@@ -269,7 +277,7 @@ def test_failing_to_zero_the_target_is_the_targets_fault() -> None:
 def test_storage_that_can_copy_does_it() -> None:
     async def main() -> None:
         source, target = disk(2 * MIB, can_copy=True), disk(2 * MIB, 2, name="t")
-        copy = copy_between(source, target, tuning=CopyTuning(use_copy_range=True))
+        copy = copy_between(source, target, tuning=CopyTuning(use_copy_range=True, max_chunk=MIB))
         await copy.copy(0, copy.size)
         assert source.requests_of(Op.READ) == []
         assert target.content == source.content
@@ -279,13 +287,13 @@ def test_storage_that_can_copy_does_it() -> None:
 
 def test_storage_that_cannot_copy_is_asked_once_and_one_that_fails_again() -> None:
     async def main() -> None:
-        source, target, copy = pair(2 * MIB, CopyTuning(use_copy_range=True))
+        source, target, copy = pair(2 * MIB, CopyTuning(use_copy_range=True, max_chunk=MIB))
         await copy.copy(0, copy.size)
         assert source.counts[Op.COPY] == 1
         assert target.content == source.content
         source = disk(2 * MIB, can_copy=True)
         source.fail(Op.COPY, errno.EIO)
-        copy = copy_between(source, target, tuning=CopyTuning(use_copy_range=True))
+        copy = copy_between(source, target, tuning=CopyTuning(use_copy_range=True, max_chunk=MIB))
         await copy.copy(0, copy.size)
         assert source.counts[Op.COPY] == 2
         assert target.content == source.content
@@ -313,17 +321,17 @@ def test_after_cancel_no_copy_begins_and_one_in_flight_ends() -> None:
 
 def test_memory_is_bounded_and_who_waits_for_it_gets_it() -> None:
     async def main() -> None:
-        source, target, copy = pair(40 * MIB)
+        source, target, copy = pair(80 * MIB)
         async with source.hold(Op.READ) as gate:
-            tasks = [asyncio.create_task(copy.copy(n * MIB, MIB)) for n in range(40)]
-            await gate.reached(32)
+            tasks = [asyncio.create_task(copy.copy(n * MIB, MIB)) for n in range(80)]
+            await gate.reached(MAX_BUFFERS)
             for _ in range(10):
                 await asyncio.sleep(0)
-            assert len(gate.held) == 32
-            tasks[35].cancel()
+            assert len(gate.held) == MAX_BUFFERS
+            tasks[MAX_BUFFERS + 3].cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert [type(result) for result in results if result] == [asyncio.CancelledError]
-        assert copy.copied == 39 * MIB
+        assert copy.copied == 79 * MIB
         await copy.copy(0, copy.size)
         assert target.content == source.content
 
@@ -332,7 +340,8 @@ def test_memory_is_bounded_and_who_waits_for_it_gets_it() -> None:
 
 def test_next_run_gives_long_holes_whole_and_data_in_chunks() -> None:
     async def main() -> None:
-        source, target, copy = pair(64 * MIB)
+        source, target = disk(64 * MIB), MemoryNode(64 * MIB, name="t")
+        copy = copy_between(source, target)
         source.content[2 * MIB : 60 * MIB + 5000] = bytes(58 * MIB + 5000)
         runs = []
         position = 0
@@ -340,18 +349,31 @@ def test_next_run_gives_long_holes_whole_and_data_in_chunks() -> None:
             runs.append(run)
             position = run[1]
         assert runs == [
-            (0, MIB),
-            (MIB, 2 * MIB),
+            *pieces(0, 2 * MIB),
             (2 * MIB, 60 * MIB),
-            *((n * MIB, (n + 1) * MIB) for n in range(60, 64)),
+            *pieces(60 * MIB, 64 * MIB),
         ]
         assert await copy.next_run(0, 2 * CLUSTER) == (0, 2 * CLUSTER)
         assert await copy.next_run(0, 1) == (0, CLUSTER)
         await copy.copy(CLUSTER, 1)
         assert await copy.next_run(0, 0) == (0, CLUSTER)
-        assert await copy.next_run(CLUSTER, 0) == (2 * CLUSTER, 2 * CLUSTER + MIB)
+        assert await copy.next_run(CLUSTER, 0) == (2 * CLUSTER, 2 * CLUSTER + BUFFER_SIZE)
         assert await copy.next_run(copy.size, 0) is None
         assert len(target.requests_of(Op.WRITE)) == 1
+
+    asyncio.run(main())
+
+
+def test_a_hole_is_cut_down_where_the_target_has_to_write_zeroes() -> None:
+    async def main() -> None:
+        source, target = MemoryNode(64 * MIB, name="s"), disk(64 * MIB, name="t")
+        copy = copy_between(source, target)
+        runs = []
+        position = 0
+        while (run := await copy.next_run(position, 0)) is not None:
+            runs.append(run)
+            position = run[1]
+        assert runs == [(n * 16 * MIB, (n + 1) * 16 * MIB) for n in range(4)]
 
     asyncio.run(main())
 
