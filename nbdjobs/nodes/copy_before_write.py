@@ -188,6 +188,10 @@ class CopyBeforeWrite(Node):
 
     # Requests
 
+    def pread_now(self, offset: int, buffer: memoryview, data_only: bool) -> bool:
+        """Read from the file."""
+        return self._file.pread_now(offset, buffer, data_only)
+
     def _pread(self, offset: int, buffer: memoryview) -> Operation:
         return self._file.pread(offset, buffer)
 

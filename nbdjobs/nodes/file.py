@@ -244,6 +244,21 @@ class FileNode(DriverNode[FileOptions]):
         else:
             await self._paced(self._reading, read, offset)
 
+    def pread_now(self, offset: int, buffer: memoryview, data_only: bool) -> bool:
+        """Read from the page cache if it has all of it."""
+        length = len(buffer)
+        if (
+            not self._tries_page_cache
+            or not self._reads_pass
+            or length >= READ_IN_THREAD
+            or (data_only and not self._data_map.knows(offset, length))
+        ):
+            return False
+        try:
+            return preadv(self._fd, (buffer,), offset, RWF_NOWAIT) == length
+        except OSError:
+            return False  # `pread` meets it again, and knows what to do about it
+
     async def _pwrite(self, offset: int, data: memoryview, fua: bool) -> None:
         length = len(data)
         done = 0

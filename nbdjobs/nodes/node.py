@@ -297,6 +297,14 @@ class Node(ABC):
             return self._pread(offset, buffer)
         return self._gated_pread(offset, buffer)
 
+    def pread_now(self, offset: int, buffer: memoryview, data_only: bool) -> bool:
+        """Do a read on the spot if that needs no wait; see `protocol.export.Backend`.
+
+        A coroutine costs as much as a small read from the page cache, and a read comes through
+        several nodes. Who overrides this passes on nothing that its `pread` would treat otherwise.
+        """
+        return False
+
     def pwrite(self, offset: int, data: memoryview, *, fua: bool = False) -> Operation:
         """Write `data` at `offset`; with `fua`, return only when it is on stable storage."""
         fua = fua and self._heeds_flushes

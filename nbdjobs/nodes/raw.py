@@ -125,6 +125,13 @@ class RawNode(DriverNode[RawOptions]):
         """Copy the child's range."""
         await self._file.copy_range(self._offset + offset, target, target_offset, length)
 
+    def pread_now(self, offset: int, buffer: memoryview, data_only: bool) -> bool:
+        """Read from the child."""
+        file = self.edges["file"].node
+        if file.takes_debug_events or not self._reads_pass:
+            return False
+        return file.pread_now(self._offset + offset, buffer, data_only)
+
     def _pread(self, offset: int, buffer: memoryview) -> Operation:
         file = self.edges["file"].node
         if file.takes_debug_events:

@@ -64,6 +64,7 @@ class FileStorage:
         self._is_direct = config.cache.is_direct
         self._is_auto = config.is_auto_read_only and not config.is_read_only
         self._refused: set[int] = set()
+        self._length = 0
         self._bounce = BounceBuffers()
         try:
             self.fd = self._open(is_writable=not (config.is_read_only or self._is_auto))
@@ -135,7 +136,8 @@ class FileStorage:
 
     def _find_size(self) -> int:
         try:
-            return round_up(os.lseek(self.fd, 0, os.SEEK_END), SECTOR)
+            self._length = os.lseek(self.fd, 0, os.SEEK_END)
+            return round_up(self._length, SECTOR)
         except OSError as error:
             raise CommandError(f"Could not refresh total sector count: {error.strerror}") from error
 
@@ -178,8 +180,18 @@ class FileStorage:
             done += count
             # A direct read that stops inside a unit has met the end: the next would be refused.
             if not count or count % self.limits.request_alignment:
+                self._check_end(offset + done)
                 buffer[done:] = bytes(len(buffer) - done)
                 return
+
+    def _check_end(self, offset: int) -> None:
+        """Refuse to take for zeroes what somebody else has cut off from the file.
+
+        Raises:
+            OSError: The file ends at `offset`, and was longer when it was opened.
+        """
+        if offset < self._length:
+            raise OSError(errno.EIO, f"'{self.path}' has been truncated")
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of `data`; the file grows if it has to."""
@@ -244,8 +256,11 @@ class FileStorage:
                 return Run(min(data, self.size), is_hole=True)
             return Run(self._end_of_data(os.lseek(self.fd, offset, os.SEEK_HOLE)), is_hole=False)
         except OSError as error:
-            # ENXIO: no data from here to the end. Others: the file system knows no holes.
-            return Run(self.size, is_hole=error.errno == errno.ENXIO)
+            if error.errno != errno.ENXIO:  # the file system knows no holes
+                return Run(self.size, is_hole=False)
+        # No data from here to the end.
+        self._check_end(os.lseek(self.fd, 0, os.SEEK_END))
+        return Run(self.size, is_hole=True)
 
     def _end_of_data(self, hole: int) -> int:
         """A file that ends inside a sector has data up to that sector's end."""

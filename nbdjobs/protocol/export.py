@@ -39,6 +39,19 @@ class Backend(Protocol):
         """Fill `buffer` with the content from `offset` on."""
         ...
 
+    def pread_now(self, offset: int, buffer: memoryview, data_only: bool) -> bool:
+        """Do a read on the spot, if that needs no wait; most reads of a busy disk need none.
+
+        Args:
+            offset: First byte.
+            buffer: Filled, if the answer is True; else it holds anything.
+            data_only: Leave the read alone if the range may hold holes.
+
+        Returns:
+            Whether the read is done. If not, whatever the reason, `pread` has to be called.
+        """
+        ...
+
     def pwrite(self, offset: int, data: memoryview, *, fua: bool = False) -> Request:
         """Write `data` at `offset`; with `fua`, return only when it is on stable storage."""
         ...

@@ -473,3 +473,59 @@ def writable_descriptors(image: Path) -> int:
         flags = int(next(line.split()[1] for line in info.splitlines() if "flags" in line), 8)
         count += target == str(image) and flags & os.O_ACCMODE != os.O_RDONLY
     return count
+
+
+@pytest.mark.parametrize("left", [0, 4096, 8192 + 100])
+def test_a_file_that_somebody_cuts_off_fails_instead_of_reading_as_zeroes(
+    left: int, image: Path
+) -> None:
+    size = image.stat().st_size
+
+    async def scenario(node: FileNode, device: Device) -> None:
+        os.truncate(image, left)
+        with pytest.raises(NodeError, match="truncated") as caught:
+            await device.pread(size - 4096, memoryview(bytearray(4096)))
+        assert caught.value.errno == errno.EIO
+        with pytest.raises(NodeError, match="truncated"):
+            await device.block_status(size - 4096, 4096)
+        os.truncate(image, size)
+        await device.pread(size - 4096, memoryview(bytearray(4096)))
+
+    with_file(options(image), scenario)
+
+
+def test_a_read_from_the_page_cache_needs_no_coroutine(image: Path) -> None:
+    async def scenario(node: FileNode, device: Device) -> None:
+        buffer = memoryview(bytearray(512))
+        await device.pread(512, buffer)  # now the page cache has it
+        buffer[:] = bytes(512)
+        assert device.pread_now(512, buffer, False)
+        assert buffer == b"\x11" * 512
+        assert device.accounting.read.operations == 2
+        assert device.accounting.read.length == 1024
+
+    with_file(options(image), scenario)
+
+
+def test_a_read_is_left_to_the_coroutine_where_it_may_have_to_wait_or_fail(image: Path) -> None:
+    async def scenario(node: FileNode, device: Device) -> None:
+        buffer = memoryview(bytearray(512))
+        await device.pread(0, buffer)
+        assert not device.pread_now(0, buffer, True)  # nobody has looked for holes yet
+        await device.block_status(0, 512)
+        assert device.pread_now(0, buffer, True)
+        assert not device.pread_now(device.size, buffer, False)
+        device.hold()
+        assert not device.pread_now(0, buffer, False)
+        device.release()
+        assert not device.pread_now(0, memoryview(bytearray(1024 * 1024)), False)
+        assert device.accounting.read.failed == 0
+
+    with_file(options(image), scenario)
+
+
+def test_reads_past_the_page_cache_are_left_to_the_coroutine(image: Path) -> None:
+    async def scenario(node: FileNode, device: Device) -> None:
+        assert not device.pread_now(0, memoryview(bytearray(4096)), False)
+
+    with_file(options(image, direct=True), scenario)

@@ -92,6 +92,28 @@ def test_every_request_is_shifted() -> None:
     asyncio.run(scenario())
 
 
+class Immediate(MemoryNode):
+    """Has everything in a cache."""
+
+    def pread_now(self, offset: int, buffer: memoryview, data_only: bool) -> bool:
+        buffer[:] = self.content[offset : offset + len(buffer)]
+        return True
+
+
+def test_a_read_on_the_spot_is_shifted() -> None:
+    async def scenario() -> None:
+        graph = Graph()
+        disk = Immediate(bytes(range(256)) * (SIZE // 256))
+        disk.is_owned_by_user = True
+        graph.add(disk)
+        node = await open_raw(graph, "r", offset=4096 + 7, size=1024)
+        buffer = memoryview(bytearray(16))
+        assert node.pread_now(512, buffer, False)
+        assert buffer == disk.content[4096 + 7 + 512 :][:16]
+
+    asyncio.run(scenario())
+
+
 def test_several_writers_may_share_one_file() -> None:
     async def scenario() -> None:
         graph, disk = new_graph()

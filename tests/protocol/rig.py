@@ -71,6 +71,9 @@ class MemoryDisk:
         if operation in self.failures:
             raise self.failures[operation]
 
+    def pread_now(self, offset: int, buffer: memoryview, data_only: bool) -> bool:
+        return False
+
     async def pread(self, offset: int, buffer: memoryview) -> None:
         await self._begin("pread", offset, len(buffer))
         buffer[:] = self.content[offset : offset + len(buffer)]
