@@ -37,7 +37,7 @@ from nbdjobs.nodes.storage import FileStorage, Run
 from nbdjobs.nodes.syscalls import begin_writeback
 from nbdjobs.nodes.tracked import Kind
 from nbdjobs.nodes.workers import Workers
-from nbdjobs.qapi.types import member
+from nbdjobs.qapi.types import features, member
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ class AioBackend(StrEnum):
     IO_URING = "io_uring"
 
 
+@features("dynamic-auto-read-only")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileOptions(BlockdevOptions):
     """Options of the drivers `file` and `host_device` (QAPI `BlockdevOptionsFile`).

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nbdjobs.daemon.daemon import Daemon
 from nbdjobs.jobs.backup import (
@@ -17,7 +17,7 @@ from nbdjobs.jobs.backup import (
 from nbdjobs.jobs.block_job import OnError
 from nbdjobs.jobs.job import JobOptions
 from nbdjobs.nodes.copy_before_write import OnCbwError
-from nbdjobs.qapi.types import Uint32
+from nbdjobs.qapi.types import Uint32, member
 from nbdjobs.qmp.registry import command
 
 
@@ -39,7 +39,7 @@ class BlockdevBackup:
     auto_finalize: bool | None = None
     auto_dismiss: bool | None = None
     filter_node_name: str | None = None
-    x_perf: BackupPerf | None = None
+    x_perf: BackupPerf | None = field(default=None, metadata=member(features=("unstable",)))
     target: str
 
 

@@ -159,7 +159,7 @@ class BlockJobInfo:
     (`x-intercepted-bytes`).
     """
 
-    type: JobType
+    type: str
     device: str
     len: int
     offset: int

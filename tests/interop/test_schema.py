@@ -1,0 +1,172 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""What query-qmp-schema says is what the real program says, but for what these tables name.
+
+A row that stands for no difference any more fails the test too: whoever adds a driver or a
+command takes its row away.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+import nbdjobs
+from nbdjobs.qapi.visitor import to_qapi
+from nbdjobs.qmp.commands import REGISTRY
+from tests.interop.oracle import Oracle
+from tests.qmp.schema_shape import Difference, differences
+
+#: What only nbdjobs has, and why. `*` stands for any part of a path.
+OURS: Final[Mapping[str, str]] = {
+    "blockdev-backup arg.cbw-timeout": "since QEMU 7.1 only on the copy-before-write node",
+    "blockdev-backup arg.on-cbw-error": "since QEMU 7.1 only on the copy-before-write node",
+    "blockdev-backup arg.x-perf.min-cluster-size": "since QEMU 9.2",
+    "nbd-server-start arg.handshake-max-seconds": "since QEMU 9.2",
+    "query-block-jobs ret.*.x-intercepted-bytes": "an extra of nbdjobs",
+    "query-block-jobs ret.*.x-intercepted-operations": "an extra of nbdjobs",
+}
+
+#: Commands and events that qemu-storage-daemon does not have, and where they are from.
+OURS_ALONE: Final[Mapping[str, str]] = {}
+
+_BITMAPS: Final = "comes with dirty bitmaps"
+_CHAINS: Final = "comes with qcow2 and backing chains"
+_CHARDEV: Final = "character devices are there for monitors only"
+_DEBUG: Final = "a debugging aid of QEMU's own block layer"
+_EMULATOR: Final = "only means something inside an emulator"
+_FORMAT: Final = "a disk format that nbdjobs does not read"
+_JOBS: Final = "comes with jobs of other kinds"
+_KERNEL: Final = "exports to the kernel or a virtual machine instead of NBD clients"
+_NETWORK: Final = "storage reached by a client library"
+_OBJECTS: Final = "comes with objects at run time"
+_QUORUM: Final = "comes with the quorum driver, which is not planned"
+_SNAPSHOTS: Final = "comes with snapshots"
+_THROTTLING: Final = "comes with throttling"
+
+#: Drivers of QEMU that nbdjobs does not have, and why.
+DRIVERS: Final[Mapping[str, str]] = {
+    "blklogwrites": _DEBUG,
+    "blkreplay": _DEBUG,
+    "blkverify": _DEBUG,
+    "bochs": _FORMAT,
+    "cloop": _FORMAT,
+    "compress": _CHAINS,
+    "copy-before-write": "part of backups; comes as a node of its own",
+    "copy-on-read": _CHAINS,
+    "dmg": _FORMAT,
+    "ftp": _NETWORK,
+    "ftps": _NETWORK,
+    "gluster": _NETWORK,
+    "host_cdrom": _EMULATOR,
+    "http": _NETWORK,
+    "https": _NETWORK,
+    "iscsi": _NETWORK,
+    "luks": _FORMAT,
+    "nbd": "comes with jobs of other kinds, as their target on another machine",
+    "nfs": _NETWORK,
+    "nvme": "needs a device taken away from the kernel",
+    "parallels": _FORMAT,
+    "preallocate": "a filter for storage that grows; exports have a fixed size",
+    "qcow": _FORMAT,
+    "qcow2": _CHAINS,
+    "qed": _FORMAT,
+    "quorum": _QUORUM,
+    "rbd": _NETWORK,
+    "replication": _EMULATOR,
+    "snapshot-access": "comes with copy-before-write as a node",
+    "ssh": _NETWORK,
+    "throttle": _THROTTLING,
+    "vdi": _FORMAT,
+    "vhdx": _FORMAT,
+    "vmdk": _FORMAT,
+    "vpc": _FORMAT,
+    "vvfat": _FORMAT,
+}
+
+#: What else only QEMU has, and why. Commands and events stand in the manual, see below.
+THEIRS: Final[Mapping[str, str]] = {
+    **{f"* arg.driver.{name}": reason for name, reason in DRIVERS.items()},
+    "* arg.type.fuse": _KERNEL,
+    "* arg.type.vduse-blk": _KERNEL,
+    "* arg.type.vhost-user-blk": _KERNEL,
+    "query-block-exports ret.*.type.fuse": _KERNEL,
+    "query-block-exports ret.*.type.vduse-blk": _KERNEL,
+    "query-block-exports ret.*.type.vhost-user-blk": _KERNEL,
+    "*.type.snapshot-*": _EMULATOR,
+    "nbd-server-start arg.addr.type.inet.data.mptcp": "needs a kernel with multipath TCP",
+    "nbd-server-start arg.addr.type.unix.data.abstract": "a socket whose mode nothing guards",
+    "nbd-server-start arg.addr.type.unix.data.tight": "goes with abstract",
+    "nbd-server-start arg.addr.type.fd": "needs a way to hand descriptors over",
+    "nbd-server-start arg.addr.type.vsock": _EMULATOR,
+    "query-blockstats ret.*.driver-specific.driver.*": "a word that no node answers with",
+    "query-blockstats ret.*.stats.*_latency_histogram": "comes with latency histograms",
+    "query-* ret.*.dirty-bitmaps": _BITMAPS,
+    "query-* ret.*.image.format-specific": _CHAINS,
+    "query-* ret.*.image.snapshots": _SNAPSHOTS,
+    "query-* ret.*.group": _THROTTLING,
+    "query-* ret.*.bps*_max*": _THROTTLING,
+    "query-* ret.*.iops*_max*": _THROTTLING,
+    "query-* ret.*.iops_size": _THROTTLING,
+}
+
+Schema = list[dict[str, Any]]
+
+MANUAL: Final = Path(nbdjobs.__file__).parent.parent / "docs" / "qmp.md"
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Schema]:
+    with Oracle(tmp_path_factory.mktemp("oracle"), capabilities=[]) as oracle:
+        yield oracle.execute("query-qmp-schema")["return"]
+
+
+@pytest.fixture(scope="module")
+def found(theirs: Schema) -> list[Difference]:
+    """What differs in the commands and events that both have."""
+    ours: Schema = to_qapi(REGISTRY.schema)
+    return differences(ours, theirs, frozenset(names(ours) & names(theirs)))
+
+
+def names(schema: Schema) -> set[str]:
+    return {entry["name"] for entry in schema if entry["meta-type"] in ("command", "event")}
+
+
+def matching(path: str, table: Mapping[str, str]) -> list[str]:
+    return [pattern for pattern in table if fnmatchcase(path, pattern)]
+
+
+def missing_in_the_manual() -> set[str]:
+    section = MANUAL.read_text().split("## What qemu-storage-daemon has besides")[1]
+    rows = [line for line in section.split("\n## ")[0].splitlines() if line.startswith("|")]
+    return set(re.findall(r"`([A-Za-z_0-9-]+)`", "\n".join(rows)))
+
+
+def test_nothing_that_both_have_differs(found: list[Difference]) -> None:
+    assert [each for each in found if each.ours is not None and each.theirs is not None] == []
+
+
+def test_what_only_nbdjobs_has_is_listed(found: list[Difference]) -> None:
+    extra = {each.path for each in found if each.theirs is None}
+    assert {path for path in extra if not matching(path, OURS)} == set()
+    assert {pattern for path in extra for pattern in matching(path, OURS)} == set(OURS)
+
+
+def test_what_only_qemu_has_is_listed(found: list[Difference]) -> None:
+    lacking = {each.path for each in found if each.ours is None}
+    assert {path for path in lacking if not matching(path, THEIRS)} == set()
+    assert {pattern for path in lacking for pattern in matching(path, THEIRS)} == set(THEIRS)
+
+
+def test_the_manual_lists_the_commands_and_events_that_are_missing(theirs: Schema) -> None:
+    assert missing_in_the_manual() == names(theirs) - set(REGISTRY.commands) - set(REGISTRY.events)
+
+
+def test_commands_and_events_that_only_nbdjobs_has_are_listed(theirs: Schema) -> None:
+    ours = set(REGISTRY.commands) | set(REGISTRY.events)
+    assert ours - names(theirs) == set(OURS_ALONE)
