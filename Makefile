@@ -4,6 +4,7 @@
 #   make demo       a live backup under a busy client, proved byte by byte
 #   make test       all tests, those with real clients included (installs Debian packages if root)
 #   make test-unit  the tests that need nothing but Python
+#   make test-container  builds the container image and tests it (Podman; as root)
 #   make lint       format, lint and types
 #   make bench      one table beside qemu-nbd, qemu-storage-daemon and nbdkit
 #   make clean      remove everything that make made
@@ -15,7 +16,7 @@ BENCH_ARGS ?=
 SETUP := pyproject.toml scripts/make-venv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit lint bench clean interop-tools
+.PHONY: help demo test test-unit test-container lint bench clean interop-tools
 
 help:
 	@sed -n 's/^#   make/make/p' Makefile
@@ -42,6 +43,10 @@ test: interop-tools
 
 test-unit: $(VENV)/.ready-dev
 	$(PYTHON) -m pytest -m "not interop" $(PYTEST_ARGS)
+
+test-container: interop-tools
+	@$(MAKE) --no-print-directory $(VENV)/.ready-dev
+	NBDJOBS_CONTAINER_TEST=1 $(PYTHON) -m pytest tests/docker $(PYTEST_ARGS)
 
 lint: $(VENV)/.ready-dev
 	$(PYTHON) -m ruff check

@@ -17,8 +17,10 @@ from typing import Final
 import uvloop
 
 from nbdjobs import __version__
+from nbdjobs.cli import systemd
 from nbdjobs.cli.daemon_options import USAGE, CommandLine, UsageError, parse_command_line
 from nbdjobs.cli.daemon_setup import Setup
+from nbdjobs.cli.logs import LogOptions, log_event, log_options, logging_to
 from nbdjobs.cli.pidfile import PidFile
 from nbdjobs.daemon.daemon import Daemon
 from nbdjobs.errors import CommandError
@@ -39,15 +41,24 @@ class _StartError(Exception):
     """The daemon cannot start; its text is for the user."""
 
 
-def daemon_main(arguments: list[str], *, on_ready: Callable[[], None] | None = None) -> int:
+def daemon_main(
+    arguments: list[str],
+    *,
+    on_ready: Callable[[], None] | None = None,
+    logs: LogOptions | None = None,
+) -> int:
     """Run the daemon until it is told to quit.
 
     Args:
         arguments: The command line behind `nbdjobs daemon`.
         on_ready: Called once everything is set up, in the process that serves.
+        logs: What to log, and how; None leaves it to the environment.
 
     Returns:
         Exit code: 0 after a clean stop, 1 when it could not start.
+
+    Raises:
+        CliError: The environment asks for a log that there is not.
     """
     try:
         line = parse_command_line(arguments)
@@ -57,7 +68,8 @@ def daemon_main(arguments: list[str], *, on_ready: Callable[[], None] | None = N
         if line.wants_version:
             print(f"{PROGRAM} version {__version__}")
             return 0
-        with _in_background(line.is_daemonized) as told_parent:
+        logging_as_chosen = logging_to(logs or log_options(os.environ))
+        with logging_as_chosen, _in_background(line.is_daemonized) as told_parent:
             _run(line, told_parent if on_ready is None else _both(told_parent, on_ready))
     except (UsageError, _StartError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
@@ -84,15 +96,25 @@ async def _serve(line: CommandLine, on_ready: Callable[[], None]) -> None:
     with _stopping_on_signals(daemon):
         async with QmpServer(REGISTRY, daemon) as monitors:
             daemon.subscribe(monitors.broadcast)
+            daemon.subscribe(log_event)
             try:
                 with PidFile(line.pidfile) as pidfile:
                     if await _set_up(line, daemon, monitors):
                         _write(pidfile)
                         _settle_memory()
                         on_ready()
+                        _tell(systemd.READY, "ready")
                         await daemon.asked_to_quit()
+                        _tell(systemd.STOPPING, "stopping: requests in flight are answered")
             finally:
                 await daemon.shutdown()
+    logger.info("stopped: everything is closed, all data is flushed as far as storage allows")
+
+
+def _tell(state: str, sentence: str) -> None:
+    """Tell those who watch over the process, and those who read its log."""
+    logger.info(sentence)
+    systemd.notify(state, os.environ)
 
 
 def _write(pidfile: PidFile) -> None:
@@ -137,6 +159,7 @@ def _stopping_on_signals(daemon: Daemon) -> Iterator[None]:
     received: list[int] = []
 
     def stop(number: int) -> None:
+        logger.info("told to stop by %s", signal.Signals(number).name)
         received.append(number)
         daemon.quit()
         if len(received) > 1:

@@ -36,9 +36,10 @@ Options that take effect in the order in which they are given:
                          run a QMP monitor on a socket
   --nbd-server addr.type=inet,addr.host=<host>,addr.port=<port>[,max-connections=<n>]
   --nbd-server addr.type=unix,addr.path=<path>[,max-connections=<n>]
+  --nbd-server addr.type=fd,addr.str=<number>[,max-connections=<n>]
                          start the NBD server
   --object <type>,id=<id>[,<property>=<value>...]
-                         make an object: secret, iothread
+                         make an object: secret, throttle-group, iothread
 
 The value of --blockdev, --export, --monitor, --nbd-server and --object may also be JSON.
 
@@ -46,6 +47,12 @@ Options that hold for the whole run:
 
   --daemonize            go to the background once everything is set up
   --pidfile <path>       write the process id to a file once everything is set up
+
+Environment:
+
+  NBDJOBS_LOG_FORMAT     form of the log on standard error: text (default) or json
+  NBDJOBS_LOG_LEVEL      the least that is logged: debug, info, warning (default) or error
+  NOTIFY_SOCKET          where a service manager such as systemd is told of start and stop
 """
 
 _LONG: Final = (

@@ -5,8 +5,12 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 from pathlib import Path
 
+from nbdjobs.cli import logs, systemd
+from nbdjobs.cli.exits import CliError
 from nbdjobs.cli.images import export_names, look_at, node_name
 from nbdjobs.cli.runtime import (
     NBD_SUFFIX,
@@ -16,6 +20,8 @@ from nbdjobs.cli.runtime import (
     runtime_dir,
 )
 from nbdjobs.cli.serve_options import (
+    Listen,
+    PassedListen,
     Served,
     Serving,
     TcpListen,
@@ -24,6 +30,8 @@ from nbdjobs.cli.serve_options import (
     daemon_options,
     parse_tcp,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-connections", type=_count, metavar="N", help="NBD clients at once (default: 100)"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    logs.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -61,15 +70,31 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         CliError: Something was wrong before anything was started.
     """
+    log_options = logs.log_options(os.environ, form=arguments.log_format, level=arguments.log_level)
     serving = plan(arguments)
     # Only a server needs the daemon: `nbdjobs backup` starts quicker without it.
     from nbdjobs.cli.daemon import daemon_main
 
     def announce() -> None:
-        if not arguments.quiet:
+        if log_options.form is logs.LogFormat.JSON:
+            _log_what_is_served(serving)
+        elif not arguments.quiet:
             print(*banner(serving), "stop:       Ctrl-C", sep="\n", flush=True)
 
-    return daemon_main(daemon_options(serving), on_ready=announce)
+    return daemon_main(daemon_options(serving), on_ready=announce, logs=log_options)
+
+
+def _log_what_is_served(serving: Serving) -> None:
+    """The banner for programs: whoever reads JSON wants no lines between."""
+    for disk in serving.disks:
+        fields = {
+            "export": disk.name,
+            "image": str(disk.image.path),
+            "size": disk.image.size,
+            "uri": serving.listen.uri(disk.name),
+            "qmp": str(serving.qmp),
+        }
+        logger.info("serving %s", disk.image.path, extra={"fields": fields})
 
 
 def plan(arguments: argparse.Namespace) -> Serving:
@@ -95,7 +120,16 @@ def plan(arguments: argparse.Namespace) -> Serving:
     )
 
 
-def _listen(arguments: argparse.Namespace, stem: str) -> UnixListen | TcpListen:
+def _listen(arguments: argparse.Namespace, stem: str) -> Listen:
+    passed = systemd.take_socket(os.environ, os.getpid())
+    if passed is not None:
+        if arguments.tcp or arguments.socket:
+            raise CliError(
+                "the service manager passed a socket: expected neither --tcp nor --socket beside it"
+            )
+        address = passed.address
+        where = UnixListen(Path(address)) if isinstance(address, str) else TcpListen(*address)
+        return PassedListen(passed.descriptor, where)
     if isinstance(arguments.tcp, TcpListen):
         return arguments.tcp
     return UnixListen(_socket(arguments.socket, stem + NBD_SUFFIX))

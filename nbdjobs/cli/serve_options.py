@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 from urllib.parse import quote
 
 from nbdjobs.cli.images import Image, node_name
@@ -61,6 +61,30 @@ class TcpListen:
 
 
 @dataclass(frozen=True, slots=True)
+class PassedListen:
+    """Clients connect to a socket that a service manager has made.
+
+    Attributes:
+        descriptor: Its number in this process.
+        where: The address it listens at, which clients are told.
+    """
+
+    descriptor: int
+    where: UnixListen | TcpListen
+
+    def option(self) -> str:
+        """The value of `--nbd-server`."""
+        return f"addr.type=fd,addr.str={self.descriptor}"
+
+    def uri(self, name: str) -> str:
+        """The NBD URI of an export."""
+        return self.where.uri(name)
+
+
+Listen: TypeAlias = UnixListen | TcpListen | PassedListen
+
+
+@dataclass(frozen=True, slots=True)
 class Served:
     """One image and the name its clients ask for."""
 
@@ -83,7 +107,7 @@ class Serving:
     """
 
     disks: tuple[Served, ...]
-    listen: UnixListen | TcpListen
+    listen: Listen
     qmp: Path
     read_only: bool = False
     is_direct: bool = False

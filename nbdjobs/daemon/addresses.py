@@ -7,14 +7,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from nbdjobs.errors import CommandError
-from nbdjobs.qapi.types import Uint16, flat_union
+from nbdjobs.qapi.types import Uint16, flat_union, member
 
 
-@flat_union("type", lambda: {"inet": InetSocketAddress, "unix": UnixSocketAddress})
+@flat_union(
+    "type",
+    lambda: {"inet": InetSocketAddress, "unix": UnixSocketAddress, "fd": FdSocketAddress},
+)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SocketAddress:
     """Where to listen (QAPI `SocketAddress`)."""
@@ -50,6 +53,19 @@ class UnixSocketAddress(SocketAddress):
     """A socket in the file system."""
 
     path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FdSocketAddress(SocketAddress):
+    """A socket that the process was started with, such as one from a service manager.
+
+    Only on the command line: over QMP, qemu-storage-daemon refuses these.
+
+    Attributes:
+        number: The descriptor, in decimal (QAPI `str`).
+    """
+
+    number: str = field(metadata=member("str"))
 
 
 @flat_union("type", lambda: {"inet": LegacyInetAddress, "unix": LegacyUnixAddress})
@@ -110,6 +126,20 @@ def flattened(address: SocketAddressLegacy) -> SocketAddress:
         ipv6=data.ipv6,
         keep_alive=data.keep_alive,
     )
+
+
+def passed_socket(address: FdSocketAddress) -> socket.socket:
+    """Take over a socket that the process was started with.
+
+    Raises:
+        CommandError: The descriptor is none, in QEMU's words.
+    """
+    if not (address.number.isascii() and address.number.isdigit()):
+        raise CommandError(f"Unable to parse FD number {address.number}")
+    try:
+        return socket.socket(fileno=int(address.number))
+    except (OSError, OverflowError) as error:
+        raise CommandError(f"File descriptor '{address.number}' is not a socket") from error
 
 
 async def bind(address: InetSocketAddress) -> list[socket.socket]:

@@ -18,10 +18,12 @@ from typing import Annotated, Final
 
 from nbdjobs.daemon import contexts
 from nbdjobs.daemon.addresses import (
+    FdSocketAddress,
     InetSocketAddress,
     SocketAddress,
     UnixSocketAddress,
     bind,
+    passed_socket,
 )
 from nbdjobs.daemon.objects import Objects
 from nbdjobs.errors import CommandError
@@ -352,6 +354,14 @@ async def _listen(server: Server, address: SocketAddress) -> None:
             server.listen_unix(address.path)
         except OSError as error:
             raise CommandError(error.strerror or str(error)) from error
+        return
+    if isinstance(address, FdSocketAddress):
+        sock = passed_socket(address)
+        try:
+            server.listen(sock)
+        except OSError as error:
+            sock.close()
+            raise CommandError(f"Failed to listen on socket: {error.strerror}") from error
         return
     assert isinstance(address, InetSocketAddress)
     for sock in await bind(address):

@@ -31,15 +31,23 @@ class Listener:
     Args:
         sock: A bound socket; the listener owns it from now on.
         on_accept: Takes the non-blocking socket of a client.
+        owns_file: The file of a Unix socket is removed at the end; not that of a socket which
+            a service manager goes on listening at.
     """
 
-    def __init__(self, sock: socket.socket, on_accept: Callable[[socket.socket], None]):
+    def __init__(
+        self,
+        sock: socket.socket,
+        on_accept: Callable[[socket.socket], None],
+        *,
+        owns_file: bool = True,
+    ):
         self._socket = sock
         self._on_accept = on_accept
         self._loop = asyncio.get_running_loop()
         self._is_accepting = False
         self._rest: asyncio.TimerHandle | None = None
-        self._own_file = _identity(sock)
+        self._own_file = _identity(sock) if owns_file else None
         sock.setblocking(False)
         sock.listen(_BACKLOG)
 

@@ -146,8 +146,14 @@ class Server:
         return bound
 
     def listen(self, sock: socket.socket) -> None:
-        """Listen on a bound socket that somebody else made, such as one passed by systemd."""
-        self._listen(sock)
+        """Listen on a bound socket that somebody else made, such as one passed by systemd.
+
+        The file of a Unix socket stays where it is: who made it removes it.
+
+        Raises:
+            OSError: It is none that can be listened on; it stays open.
+        """
+        self._listen(sock, owns_file=False)
 
     async def close(self, *, grace_s: float | None = None) -> None:
         """Stop: no new clients, no new requests, answers to those in flight, then the end.
@@ -176,8 +182,8 @@ class Server:
     def _clients_of(self, export: Export) -> list[Connection]:
         return [connection for connection in self._connections if connection.export is export]
 
-    def _listen(self, sock: socket.socket) -> None:
-        listener = Listener(sock, self._accept)
+    def _listen(self, sock: socket.socket, *, owns_file: bool = True) -> None:
+        listener = Listener(sock, self._accept, owns_file=owns_file)
         self._listeners.append(listener)
         listener.set_accepting(self._has_room())
 

@@ -425,6 +425,34 @@ def test_only_sockets_are_replaced_and_only_own_ones_removed(tmp_path: Path) -> 
     asyncio.run(main())
 
 
+def test_the_file_of_a_passed_socket_stays(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = str(tmp_path / "s")
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(path)
+        server = Server()
+        server.listen(sock)
+        assert server.addresses == [path]
+        await server.close()
+        assert is_there(path)
+        assert sock.fileno() == -1
+
+    asyncio.run(main())
+
+
+def test_a_passed_socket_that_cannot_listen_stays_open() -> None:
+    async def main() -> None:
+        server = Server()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            with pytest.raises(OSError, match="not supported"):
+                server.listen(sock)
+            assert sock.fileno() != -1
+        assert server.addresses == []
+        await server.close()
+
+    asyncio.run(main())
+
+
 class Exhausted(socket.socket):
     """A listening socket whose system has no file descriptor left."""
 
