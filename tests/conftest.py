@@ -9,6 +9,7 @@ import pytest
 # Before any test module imports them, hence in the outermost conftest.
 pytest.register_assert_rewrite(
     "tests.daemon.rig",
+    "tests.docker.container",
     "tests.interop.daemon",
     "tests.interop.tools",
     "tests.jobs.rig",
