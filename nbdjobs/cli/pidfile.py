@@ -18,6 +18,7 @@ class PidFile:
     """
 
     def __init__(self, path: str | None):
+        self._shown = path
         self._path = os.path.abspath(path) if path is not None else None
         self._descriptor: int | None = None
 
@@ -47,7 +48,7 @@ class PidFile:
         try:
             descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            text = f"Could not create '{self._path}': {error.strerror}"
+            text = f"Could not create '{self._shown}': {error.strerror}"
             raise OSError(error.errno, text) from error
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -55,6 +56,6 @@ class PidFile:
             os.write(descriptor, f"{os.getpid()}\n".encode())
         except OSError as error:
             os.close(descriptor)
-            text = f"Could not lock '{self._path}': {error.strerror}"
+            text = f"Could not lock '{self._shown}': {error.strerror}"
             raise OSError(error.errno, text) from error
         self._descriptor = descriptor

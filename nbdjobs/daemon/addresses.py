@@ -6,12 +6,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from nbdjobs.errors import CommandError
 from nbdjobs.qapi.types import Uint16, flat_union, member
+
+UNIX_PATH_LIMIT: Final = 108
+"""Size of `sun_path` in bytes on Linux."""
 
 
 @flat_union(
@@ -37,6 +41,7 @@ class InetSocketAddress(SocketAddress):
         ipv4: Whether IPv4 may be used; None leaves it to the host name.
         ipv6: Likewise for IPv6.
         keep_alive: Whether the kernel probes idle peers.
+        mptcp: Whether one connection may take several paths (multipath TCP).
     """
 
     host: str
@@ -46,13 +51,22 @@ class InetSocketAddress(SocketAddress):
     ipv4: bool | None = None
     ipv6: bool | None = None
     keep_alive: bool | None = None
+    mptcp: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnixSocketAddress(SocketAddress):
-    """A socket in the file system."""
+    """A unix socket.
+
+    Attributes:
+        path: Of a file; or a name, if it is abstract.
+        abstract: A name that the kernel keeps, without a file and so without permissions.
+        tight: The abstract name ends where `path` does; with False, NUL bytes fill it up.
+    """
 
     path: str
+    abstract: bool | None = None
+    tight: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +101,16 @@ class InetSocketAddressBase:
     ipv4: bool | None = None
     ipv6: bool | None = None
     keep_alive: bool | None = None
+    mptcp: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnixSocketAddressBase:
-    """The members of a socket in the file system."""
+    """The members of a unix socket."""
 
     path: str
+    abstract: bool | None = None
+    tight: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +122,7 @@ class LegacyInetAddress(SocketAddressLegacy):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LegacyUnixAddress(SocketAddressLegacy):
-    """A socket in the file system in the older form."""
+    """A unix socket in the older form."""
 
     data: UnixSocketAddressBase
 
@@ -113,7 +130,12 @@ class LegacyUnixAddress(SocketAddressLegacy):
 def flattened(address: SocketAddressLegacy) -> SocketAddress:
     """The same address in today's form."""
     if isinstance(address, LegacyUnixAddress):
-        return UnixSocketAddress(type="unix", path=address.data.path)
+        return UnixSocketAddress(
+            type="unix",
+            path=address.data.path,
+            abstract=address.data.abstract,
+            tight=address.data.tight,
+        )
     assert isinstance(address, LegacyInetAddress)
     data = address.data
     return InetSocketAddress(
@@ -125,7 +147,34 @@ def flattened(address: SocketAddressLegacy) -> SocketAddress:
         ipv4=data.ipv4,
         ipv6=data.ipv6,
         keep_alive=data.keep_alive,
+        mptcp=data.mptcp,
     )
+
+
+def check_unix_path(path: str) -> None:
+    """Raise `CommandError` for a path or name that no unix socket can have."""
+    if len(os.fsencode(path)) > UNIX_PATH_LIMIT:
+        raise CommandError(f"UNIX socket path '{path}' is too long")
+
+
+def bind_abstract(address: UnixSocketAddress) -> socket.socket:
+    """Bind a unix socket without a file.
+
+    Raises:
+        CommandError: The name is too long or taken, in QEMU's words.
+    """
+    name = b"\0" + os.fsencode(address.path)
+    if len(name) > UNIX_PATH_LIMIT:
+        raise CommandError(f"UNIX socket path '{address.path}' is too long")
+    if address.tight is False:
+        name = name.ljust(UNIX_PATH_LIMIT, b"\0")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(name)
+    except OSError as error:
+        sock.close()
+        raise CommandError(f"Failed to bind socket to {address.path}: {error.strerror}") from error
+    return sock
 
 
 def passed_socket(address: FdSocketAddress) -> socket.socket:
@@ -152,6 +201,8 @@ async def bind(address: InetSocketAddress) -> list[socket.socket]:
     bound: list[socket.socket] = []
     failure: OSError | None = None
     for family, kind, protocol, _, where in await _resolve(address):
+        if address.mptcp:
+            protocol = socket.IPPROTO_MPTCP
         try:
             bound.append(_bind_one(address, family, kind, protocol, where))
         except OSError as error:

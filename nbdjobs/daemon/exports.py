@@ -11,7 +11,7 @@ Source: QEMU qapi/block-export.json.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Final
@@ -23,6 +23,8 @@ from nbdjobs.daemon.addresses import (
     SocketAddress,
     UnixSocketAddress,
     bind,
+    bind_abstract,
+    check_unix_path,
     passed_socket,
 )
 from nbdjobs.daemon.objects import Objects
@@ -134,6 +136,9 @@ class BlockExport:
         self.is_shutting_down = False
 
 
+Listen = Callable[[Server, SocketAddress], Awaitable[None]]
+
+
 class BlockExports:
     """All exports, and the NBD server.
 
@@ -141,12 +146,21 @@ class BlockExports:
         graph: Where the nodes are.
         objects: What options refer to by id.
         emit: Takes events.
+        listen: Lets a server listen at an address; a rehearsal only looks whether it could.
     """
 
-    def __init__(self, graph: Graph, objects: Objects, emit: Callable[[object], None]):
+    def __init__(
+        self,
+        graph: Graph,
+        objects: Objects,
+        emit: Callable[[object], None],
+        *,
+        listen: Listen | None = None,
+    ):
         self._graph = graph
         self._objects = objects
         self._emit = emit
+        self._listen = _listen if listen is None else listen
         self._exports: dict[str, BlockExport] = {}
         self._server: Server | None = None
         self._is_holding = False
@@ -197,7 +211,7 @@ class BlockExports:
             server.hold_clients()
         self._server = server  # from here on, another start is refused
         try:
-            await _listen(server, options.addr)
+            await self._listen(server, options.addr)
         except BaseException:
             self._server = None
             raise
@@ -350,6 +364,10 @@ class BlockExports:
 
 async def _listen(server: Server, address: SocketAddress) -> None:
     if isinstance(address, UnixSocketAddress):
+        if address.abstract:
+            server.listen(bind_abstract(address))
+            return
+        check_unix_path(address.path)
         try:
             server.listen_unix(address.path)
         except OSError as error:

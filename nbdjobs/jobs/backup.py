@@ -205,6 +205,14 @@ def _check(source: Node, target: Node, options: BackupOptions) -> None:
 def _check_bitmap(options: BackupOptions) -> None:
     if options.sync in (SyncMode.INCREMENTAL, SyncMode.BITMAP) and options.bitmap is None:
         raise CommandError(f"must provide a valid bitmap name for '{options.sync}' sync mode")
+    if options.sync is SyncMode.INCREMENTAL and options.bitmap_mode not in (
+        None,
+        BitmapSyncMode.ON_SUCCESS,
+    ):
+        raise CommandError(
+            f"Bitmap sync mode must be '{BitmapSyncMode.ON_SUCCESS}' when using sync mode"
+            f" '{options.sync}'"
+        )
     if options.bitmap is not None:
         raise CommandError(f"Bitmap '{options.bitmap}' could not be found")
     if options.bitmap_mode is not None:

@@ -53,10 +53,10 @@ class Listener:
 
     @property
     def address(self) -> str | tuple[str, int]:
-        """The path of a Unix socket, or host and port."""
+        """The path of a Unix socket, `@` and the name if it is abstract, or host and port."""
         name = self._socket.getsockname()
         if self._socket.family == socket.AF_UNIX:
-            return str(name)
+            return os.fsdecode(name).rstrip("\0").replace("\0", "@", 1)
         return str(name[0]), int(name[1])
 
     def set_accepting(self, is_accepting: bool) -> None:
