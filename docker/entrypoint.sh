@@ -8,7 +8,7 @@
 # exec makes nbdjobs the first process, which gets the engine's SIGTERM.
 set -eu
 
-readonly images=${NBDJOBS_IMAGES:-/images}
+readonly images="${NBDJOBS_IMAGES:-/images}"
 readonly listen=0.0.0.0:10809
 
 case ${1-} in
