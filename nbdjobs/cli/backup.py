@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from nbdjobs.cli import arguments as common
 from nbdjobs.cli import progress
+from nbdjobs.cli.backup_check import Rehearsal, rehearse
 from nbdjobs.cli.backup_job import Backup, Outcome, Reporter, Request, Result, Stop, Sync
 from nbdjobs.cli.exits import CliError, ExitCode
-from nbdjobs.cli.runtime import find_server, is_listening, runtime_dir
+from nbdjobs.cli.runtime import is_listening
 from nbdjobs.cli.session import ServerGoneError, open_session
 from nbdjobs.cli.target import Target, prepare
-from nbdjobs.cli.units import parse_size
 
 ON_ERROR: Final = ("report", "ignore", "enospc", "stop")
 ON_CBW_ERROR: Final = ("break-guest-write", "break-snapshot")
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target", metavar="TARGET", help="new raw file, block device, or node:NAME on the server"
     )
-    parser.add_argument("--qmp", type=Path, metavar="PATH", help="QMP socket of the server")
+    common.add_server(parser)
     parser.add_argument(
         "--sync",
         choices=[sync.value for sync in Sync],
@@ -65,7 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="full: the whole disk (default); none: only what is overwritten, until Ctrl-C",
     )
     parser.add_argument(
-        "--speed", type=_size, default=0, metavar="BYTES", help="limit per second, such as 50M"
+        "--speed",
+        type=common.size,
+        default=0,
+        metavar="BYTES",
+        help="limit per second, such as 50M",
     )
     parser.add_argument("--job-id", metavar="ID", help="name of the job (default: backup-SOURCE)")
     parser.add_argument("--force", action="store_true", help="replace what TARGET holds")
@@ -86,6 +91,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON objects, one per line")
     parser.add_argument("--no-progress", action="store_true", help="print only the result")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only say what would happen, and why it would fail; exit code 1 if it would",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -94,6 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         CliError: There is no result to print.
     """
+    if arguments.dry_run:
+        return _rehearse(_plan(arguments), is_json=arguments.json)
     reporter = progress.choose(
         is_json=arguments.json,
         has_progress=not arguments.no_progress,
@@ -113,6 +125,31 @@ def run(arguments: argparse.Namespace) -> int:
     if result.outcome is not Outcome.COMPLETED:
         print(f"nbdjobs: {progress.summary(result)}", file=sys.stderr)
     return progress.EXIT_CODES[result.outcome]
+
+
+def _rehearse(plan: BackupPlan, *, is_json: bool) -> int:
+    """Print what a backup would do, then what stands in its way."""
+    try:
+        rehearsal = asyncio.run(_rehearsed(plan))
+    except CliError as error:
+        if not is_json:
+            raise
+        rehearsal = Rehearsal(plan=(), problems=(str(error),), warnings=())
+    if is_json:
+        progress.write_json(sys.stdout, rehearsal.to_json())
+        return rehearsal.code
+    for sentence in rehearsal.plan:
+        print(sentence)
+    for warning in rehearsal.warnings:
+        print(f"nbdjobs: warning: {warning}", file=sys.stderr)
+    for problem in rehearsal.problems:
+        print(f"nbdjobs: would fail: {problem}", file=sys.stderr)
+    return rehearsal.code
+
+
+async def _rehearsed(plan: BackupPlan) -> Rehearsal:
+    async with open_session(plan.qmp) as session:
+        return await rehearse(session, plan.request, plan.target, is_forced=plan.is_forced)
 
 
 async def back_up(plan: BackupPlan, reporter: Reporter) -> Result:
@@ -200,16 +237,9 @@ def _plan(arguments: argparse.Namespace) -> BackupPlan:
     return BackupPlan(
         request=request,
         target=arguments.target,
-        qmp=arguments.qmp or find_server(runtime_dir()),
+        qmp=common.server(arguments),
         is_forced=arguments.force,
     )
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _seconds(text: str) -> int:

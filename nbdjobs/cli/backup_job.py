@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import enum
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -289,9 +289,7 @@ class Backup:
 
     async def _free_job_id(self, source: BlockNode) -> str:
         taken = {job["id"] for job in await self._session.execute("query-jobs")}
-        first = f"backup-{source.name}"
-        names = (first if count == 1 else f"{first}-{count}" for count in range(1, len(taken) + 2))
-        return next(name for name in names if name not in taken)
+        return free_job_id(source.name, taken)
 
     @contextlib.asynccontextmanager
     async def _target_node(self, job_id: str, target: Target) -> AsyncIterator[str]:
@@ -400,6 +398,13 @@ class Backup:
             is_end = self._request.sync is Sync.NONE and self._stop.is_wanted
             return Outcome.COMPLETED if is_end else Outcome.CANCELLED
         return Outcome.FAILED if last.error is not None else Outcome.COMPLETED
+
+
+def free_job_id(source: str, taken: Collection[str]) -> str:
+    """Return a name for a job that backs up a node, unlike those that jobs have."""
+    first = f"backup-{source}"
+    names = (first if count == 1 else f"{first}-{count}" for count in range(1, len(taken) + 2))
+    return next(name for name in names if name not in taken)
 
 
 def _described(error: str | None, events: JobEvents) -> str | None:

@@ -135,10 +135,15 @@ def node_name(name: str) -> str:
 
     `nbdjobs backup` uses the same function, so it finds the node by the export name.
     """
-    if _NODE_NAME.fullmatch(name) and len(name) <= NODE_NAME_MAX:
+    if is_identifier(name) and len(name) <= NODE_NAME_MAX:
         return name
     safe = re.sub(r"[^A-Za-z0-9._-]", "-", name)
     if not re.match(r"[A-Za-z]", safe):
         safe = f"disk-{safe}"
     checksum = f"{zlib.crc32(name.encode(errors='replace')):08x}"
     return f"{safe[: NODE_NAME_MAX - 9]}-{checksum}"
+
+
+def is_identifier(text: str) -> bool:
+    """Whether QEMU takes it as an id: of a job, a node, an export."""
+    return _NODE_NAME.fullmatch(text) is not None

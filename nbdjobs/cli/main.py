@@ -28,10 +28,26 @@ class Subcommand(Protocol):
 SUBCOMMANDS: Final[Mapping[str, str]] = {
     "serve": "serve disk images over NBD",
     "backup": "back up a disk while it is used",
+    "health": "ask whether a running server answers",
     "demo": "show a live backup and prove it byte by byte",
+    "jobs": "show the jobs of a server, live",
+    "pause": "pause a job",
+    "resume": "go on with a paused job",
+    "cancel": "end a job early",
+    "speed": "limit the speed of a job",
+    "complete": "let a job that is ready take effect",
+    "finalize": "let a pending job take effect",
+    "dismiss": "remove a job that has ended",
+    "info": "show exports, jobs and the graph of nodes",
+    "qmp": "run a QMP command, or a shell for them",
+    "completion": "print the completion script of a shell",
 }
-"""Each has a module of its name in this package, which is loaded only when it is used: a server
-has no use for what draws progress bars."""
+"""Each is loaded only when it is used: a server has no use for what draws progress bars. It has a
+module of its name in this package, or is a row of the table of verbs for jobs."""
+
+_JOB_VERBS: Final = frozenset(
+    {"pause", "resume", "cancel", "speed", "complete", "finalize", "dismiss"}
+)
 
 DAEMON: Final = "daemon"
 
@@ -50,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[:1] == [DAEMON]:
             return _daemon(words[1:])
         subcommand = _load(words[0]) if words and words[0] in SUBCOMMANDS else None
-        parser = _parser(words[:1], subcommand)
+        parser = _parser({} if subcommand is None else {words[0]: subcommand})
         arguments = parser.parse_args(words)
         if subcommand is None:
             parser.error("expected a subcommand as the first word")
@@ -84,11 +100,20 @@ def _complain(message: str, code: ExitCode) -> int:
 
 
 def _load(name: str) -> Subcommand:
+    if name in _JOB_VERBS:
+        from nbdjobs.cli.job_verbs import VERBS
+
+        return VERBS[name]
     return cast(Subcommand, importlib.import_module(f"nbdjobs.cli.{name}"))
 
 
-def _parser(chosen: Sequence[str], subcommand: Subcommand | None) -> argparse.ArgumentParser:
-    """Make the parser; of the subcommands, only the chosen one describes its arguments."""
+def whole_parser() -> argparse.ArgumentParser:
+    """Return the parser with the arguments of all subcommands."""
+    return _parser({name: _load(name) for name in SUBCOMMANDS})
+
+
+def _parser(described: Mapping[str, Subcommand]) -> argparse.ArgumentParser:
+    """Make the parser; of the subcommands, only these describe their arguments."""
     parser = argparse.ArgumentParser(
         prog="nbdjobs", description="An NBD block server with live backup jobs, driven over QMP."
     )
@@ -102,6 +127,6 @@ def _parser(chosen: Sequence[str], subcommand: Subcommand | None) -> argparse.Ar
     for name, summary in SUBCOMMANDS.items():
         description = f"{summary[0].upper()}{summary[1:]}."
         subparser = subparsers.add_parser(name, help=summary, description=description)
-        if subcommand is not None and name in chosen:
-            subcommand.add_arguments(subparser)
+        if name in described:
+            described[name].add_arguments(subparser)
     return parser

@@ -30,10 +30,12 @@ class RefusedError(CliError):
 
     Attributes:
         description: The server's own sentence.
+        error_class: The word that programs test for (QAPI `QapiErrorClass`).
     """
 
-    def __init__(self, command: str, description: str):
+    def __init__(self, command: str, description: str, error_class: str):
         self.description = description
+        self.error_class = error_class
         super().__init__(f"the server refused {command}: {description}")
 
 
@@ -47,13 +49,32 @@ class BlockNode:
 
     Attributes:
         name: Its node name.
+        driver: Its driver.
         size: Bytes.
+        allocated: Bytes that its file takes up; None when the server does not know.
         filename: What it has open; a path for files and devices.
+        is_read_only: Nobody can write to it.
     """
 
     name: str
+    driver: str
     size: int
+    allocated: int | None
     filename: str
+    is_read_only: bool
+
+    @classmethod
+    def from_qmp(cls, node: Mapping[str, Any]) -> BlockNode:
+        """Read an entry of `query-named-block-nodes`."""
+        image = node["image"]
+        return cls(
+            name=node["node-name"],
+            driver=node["drv"],
+            size=image["virtual-size"],
+            allocated=image.get("actual-size"),
+            filename=image["filename"],
+            is_read_only=node["ro"],
+        )
 
 
 class Session:
@@ -78,7 +99,7 @@ class Session:
         try:
             return await self.client.execute(command, None if arguments is None else {**arguments})
         except ExecuteError as error:
-            raise RefusedError(command, str(error)) from error
+            raise RefusedError(command, str(error), error.error_class) from error
         except (ExecInterruptedError, StateError) as error:
             raise ServerGoneError(
                 f"the server at '{self.path}' closed the session before it had answered {command}"
@@ -87,11 +108,7 @@ class Session:
     async def nodes(self) -> dict[str, BlockNode]:
         """Return all nodes by name."""
         answer = await self.execute("query-named-block-nodes", {"flat": True})
-        found = (
-            BlockNode(node["node-name"], node["image"]["virtual-size"], node["image"]["filename"])
-            for node in answer
-        )
-        return {node.name: node for node in found}
+        return {node.name: node for node in map(BlockNode.from_qmp, answer)}
 
     async def find_node(self, name: str, nodes: Mapping[str, BlockNode]) -> BlockNode:
         """Find a disk by the name of its node, by its export's id, or by its export's name.

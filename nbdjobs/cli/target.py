@@ -154,13 +154,26 @@ def prepare(text: str, *, size: int, is_forced: bool, in_use: Collection[str]) -
     Raises:
         CliError: It cannot be the target of this backup; nothing was made.
     """
+    target = look_at(text, size=size, is_forced=is_forced, in_use=in_use)
+    if isinstance(target, DeviceTarget):
+        _check_device(target.path, os.O_RDWR, size=size)
+    if isinstance(target, FileTarget):
+        _make(target, size=size)
+    return target
+
+
+def look_at(text: str, *, size: int, is_forced: bool, in_use: Collection[str]) -> Target:
+    """Check a target as far as that is possible without making or writing anything.
+
+    Arguments and errors are those of `prepare`.
+    """
     if text.startswith(NODE_PREFIX):
         return NodeTarget(text.removeprefix(NODE_PREFIX))
     path = Path(os.path.realpath(text))
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        return _make(path, size=size, is_replacing=False)
+        return _check_new(path, is_replacing=False)
     except OSError as error:
         raise CliError(f"the target '{path}' cannot be used: {error.strerror}") from error
     if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
@@ -170,24 +183,35 @@ def prepare(text: str, *, size: int, is_forced: bool, in_use: Collection[str]) -
     if not is_forced:
         raise CliError(f"the target '{path}' exists: choose a new file, or replace it with --force")
     if stat.S_ISBLK(mode):
-        return _check_device(path, size=size)
+        return _check_device(path, os.O_RDONLY, size=size)
     if _is_in_use(path):
         raise CliError(f"the target '{path}' is in use by another program: choose another file")
-    return _make(path, size=size, is_replacing=True)
+    return _check_new(path, is_replacing=True)
 
 
-def _make(path: Path, *, size: int, is_replacing: bool) -> FileTarget:
+def _check_new(path: Path, *, is_replacing: bool) -> FileTarget:
+    """Look whether a file can be made, and whether its name until it is complete is free."""
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    if os.path.lexists(partial):
+        raise _is_running(partial)
+    try:
+        path.parent.stat()
+    except OSError as error:
+        raise _cannot_be_made(path, error) from error
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise _cannot_be_made(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    return FileTarget(path, partial, is_replacing)
+
+
+def _make(target: FileTarget, *, size: int) -> None:
+    path, partial = target.path, target.partial
     try:
         # Only its owner may read it: it holds whatever the disk held.
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
-        raise CliError(
-            f"'{partial}' exists: a backup to this file is running or was cut off;"
-            " remove it if none is running"
-        ) from error
+        raise _is_running(partial) from error
     except OSError as error:
-        raise CliError(f"the target '{path}' cannot be made: {error.strerror}") from error
+        raise _cannot_be_made(path, error) from error
     try:
         os.truncate(descriptor, size)
     except OSError as error:
@@ -197,13 +221,23 @@ def _make(path: Path, *, size: int, is_replacing: bool) -> FileTarget:
         ) from error
     finally:
         os.close(descriptor)
-    return FileTarget(path, partial, is_replacing)
 
 
-def _check_device(path: Path, *, size: int) -> DeviceTarget:
+def _is_running(partial: Path) -> CliError:
+    return CliError(
+        f"'{partial}' exists: a backup to this file is running or was cut off;"
+        " remove it if none is running"
+    )
+
+
+def _cannot_be_made(path: Path, error: OSError) -> CliError:
+    return CliError(f"the target '{path}' cannot be made: {error.strerror}")
+
+
+def _check_device(path: Path, mode: int, *, size: int) -> DeviceTarget:
     try:
         # For a block device O_EXCL means: refused while it is mounted or part of another device.
-        descriptor = os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+        descriptor = os.open(path, mode | os.O_EXCL | os.O_CLOEXEC)
     except OSError as error:
         raise CliError(f"the target '{path}' cannot be opened: {error.strerror}") from error
     try:

@@ -12,7 +12,8 @@ import pytest
 
 import nbdjobs
 from nbdjobs.cli import backup, serve
-from nbdjobs.cli.main import SUBCOMMANDS
+from nbdjobs.cli.completion import commands
+from nbdjobs.cli.main import DAEMON, SUBCOMMANDS, whole_parser
 from nbdjobs.nodes.drivers import DRIVERS
 from nbdjobs.qapi.types import event_name
 from nbdjobs.qmp.commands import EVENTS, REGISTRY
@@ -38,6 +39,21 @@ def test_the_manual_names_the_options_there_are(name: str) -> None:
     options = {word for word in parser.format_help().split() if word.startswith("--")}
     options = {re.sub(r"[^a-z-].*", "", option) for option in options}
     assert first_column(page(f"{name}.md"), r"`(--[a-z-]+)") == options
+
+
+def test_the_manual_of_operators_names_the_options_and_subcommands_there_are() -> None:
+    others = {"serve", "backup", "demo", "health", DAEMON}
+    operating = [command for command in commands(whole_parser()) if command.name not in others]
+    options = {
+        name
+        for command in operating
+        for option in command.options
+        for name in option.names
+        if name.startswith("--")
+    }
+    assert first_column(page("operate.md"), r"`(--[a-z-]+)") == options - {"--help"}
+    for command in operating:
+        assert f"nbdjobs {command.name}" in page("operate.md")
 
 
 def test_the_manual_names_the_commands_and_events_there_are() -> None:
