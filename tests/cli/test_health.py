@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import pytest
 
@@ -40,13 +39,15 @@ def server(path: Path, *answers: dict[str, object], greeting: object = GREETING)
 
     def talk() -> None:
         connection, _ = listener.accept()
-        with connection, connection.makefile("rwb") as stream:
+        with connection:
             if greeting is not None:
-                say(stream, greeting)
+                say(connection, greeting)
             for answer in answers:
-                asked = json.loads(stream.readline())
-                say(stream, {**answer, **{key: asked[key] for key in asked if key == "id"}})
-            stream.read()  # until the client leaves
+                # The client has one command under way at a time, and ends none with a newline.
+                asked = json.loads(connection.recv(65536))
+                say(connection, {**answer, **{key: asked[key] for key in asked if key == "id"}})
+            while connection.recv(65536):  # until the client leaves
+                pass
 
     with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor() as pool:
         listener.bind(str(path))
@@ -56,9 +57,8 @@ def server(path: Path, *answers: dict[str, object], greeting: object = GREETING)
         talking.result()
 
 
-def say(stream: IO[bytes], message: object) -> None:
-    stream.write(json.dumps(message).encode() + b"\n")
-    stream.flush()
+def say(connection: socket.socket, message: object) -> None:
+    connection.sendall(json.dumps(message).encode() + b"\n")
 
 
 def ask(path: Path, *words: str) -> int:
