@@ -24,7 +24,7 @@ VERSION = {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": "Debian 7.2"
 UNNAMED = {**VERSION, "package": ""}
 GREETING = {"QMP": {"version": VERSION, "capabilities": []}}
 NEGOTIATED: dict[str, object] = {"return": {}}
-REFUSED = {"error": {"class": "GenericError", "desc": "not now"}}
+REFUSED: dict[str, object] = {"error": {"class": "GenericError", "desc": "not now"}}
 
 
 @pytest.fixture(autouse=True)
