@@ -14,7 +14,7 @@ from typing import Final
 from nbdjobs.cli.daemon_options import Step
 from nbdjobs.daemon.daemon import Daemon
 from nbdjobs.daemon.exports import BlockExportOptions, NbdServerOptions
-from nbdjobs.daemon.objects import ObjectOptions
+from nbdjobs.daemon.object_options import ObjectOptions
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes.graph import is_well_formed_id
 from nbdjobs.nodes.options import BlockdevOptions

@@ -7,18 +7,32 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from nbdjobs.daemon.exports import BlockExports
 from nbdjobs.daemon.objects import Objects
 from nbdjobs.errors import CommandError, NbdJobsError
 from nbdjobs.jobs.collection import Jobs
+from nbdjobs.nodes import permissions
 from nbdjobs.nodes.device import Device
 from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.node import BlockOp, Node
 from nbdjobs.nodes.opening import open_node
 from nbdjobs.nodes.options import BlockdevOptions
+from nbdjobs.nodes.permissions import Permission
+from nbdjobs.qapi.types import Uint64, event
 
 logger = logging.getLogger(__name__)
+
+
+@event("BLOCK_WRITE_THRESHOLD")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockWriteThreshold:
+    """A write has gone beyond the threshold of a node, which is not there any more."""
+
+    node_name: str
+    amount_exceeded: Uint64
+    write_threshold: Uint64
 
 
 class Daemon:
@@ -37,7 +51,7 @@ class Daemon:
         self._is_asked_to_quit = asyncio.Event()
         self.graph = Graph()
         self.devices: dict[str, Device] = {}
-        self.objects = Objects()
+        self.objects = Objects(self.graph)
         self.exports = BlockExports(self.graph, self.objects, self.emit)
         self.jobs = Jobs(self.emit)
 
@@ -66,6 +80,8 @@ class Daemon:
         All data that clients had confirmed is on stable storage afterwards, as far as the
         storage allows.
         """
+        for node in self.graph.nodes.values():
+            node.begin_drain()  # for good: nobody waits for a limit any more
         await self.jobs.shutdown()
         if self.exports.is_server_running:
             await self.exports.stop_server()
@@ -111,6 +127,50 @@ class Daemon:
             raise CommandError(f"Block device {name} is in use")
         node.is_owned_by_user = False
         await self.graph.drop(node)
+
+    async def resize(self, device: str | None, node_name: str | None, size: int) -> None:
+        """Change the size of the node below a device, or else of the node of a name.
+
+        Raises:
+            CommandError: It is in use, or cannot change its size, in QEMU's words.
+        """
+        if device in self.devices:
+            node = self.devices[device].node
+        elif node_name in self.graph.nodes:
+            node = self.graph.nodes[node_name]
+        else:
+            raise CommandError(
+                f"Cannot find device='{device or ''}' nor node-name='{node_name or ''}'"
+            )
+        if size < 0:
+            raise CommandError("Parameter 'size' expects a >0 size")
+        if node.op_blockers.get(BlockOp.RESIZE):
+            raise CommandError(f"Device '{device or '(null)'}' is in use")
+        user = Device(self.graph, node, needed=Permission.RESIZE, shared=permissions.ALL)
+        try:
+            async with self.graph.drained(node):
+                await node.truncate(size)
+        finally:
+            await user.close()
+
+    def set_write_threshold(self, name: str, threshold: int) -> None:
+        """Emit BLOCK_WRITE_THRESHOLD once, at the first write to a node beyond a place.
+
+        Raises:
+            CommandError: There is no node of that name.
+        """
+        node = self.graph.nodes.get(name)
+        if node is None:
+            raise CommandError(f"Device '{name}' not found")
+
+        def tell(threshold: int, amount: int) -> None:
+            self.emit(
+                BlockWriteThreshold(
+                    node_name=name, amount_exceeded=amount, write_threshold=threshold
+                )
+            )
+
+        node.set_write_threshold(threshold, tell)
 
     def find_device_or_node(self, name: str) -> Node:
         """The node below the device of that name, or the node of that name.

@@ -6,59 +6,47 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Final
 
+from nbdjobs.daemon import throttle_limits
+from nbdjobs.daemon.object_options import (
+    IothreadProperties,
+    ObjectOptions,
+    QCryptoSecretFormat,
+    SecretProperties,
+    ThrottleGroupProperties,
+)
+from nbdjobs.daemon.throttle_limits import ThrottleLimits
 from nbdjobs.errors import CommandError
-from nbdjobs.nodes.graph import is_well_formed_id
-from nbdjobs.qapi.types import flat_union
+from nbdjobs.nodes.graph import Graph, is_well_formed_id
+from nbdjobs.nodes.leaky_bucket import ThrottleConfig
+from nbdjobs.nodes.throttle_group import ThrottleGroup
 
-
-@flat_union("qom-type", lambda: {"iothread": IothreadProperties, "secret": SecretProperties})
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ObjectOptions:
-    """Properties of an object (QAPI `ObjectOptions`)."""
-
-    qom_type: str
-    id: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IothreadProperties(ObjectOptions):
-    """A thread for requests: accepted, so that scripts work, while one event loop serves all."""
-
-    poll_max_ns: int | None = None
-    poll_grow: int | None = None
-    poll_shrink: int | None = None
-    aio_max_batch: int | None = None
-    thread_pool_min: int | None = None
-    thread_pool_max: int | None = None
-
-
-class SecretFormat(StrEnum):
-    """How a secret is written."""
-
-    RAW = "raw"
-    BASE64 = "base64"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecretProperties(ObjectOptions):
-    """A password or key, given in the option or in a file."""
-
-    loaded: bool | None = None
-    format: SecretFormat | None = None
-    data: str | None = None
-    file: str | None = None
+_UNLIMITED: Final = ThrottleConfig()
 
 
 class Objects:
-    """All user-created objects by id."""
+    """All user-created objects by id.
 
-    def __init__(self) -> None:
+    Args:
+        graph: Gets the throttle groups, where nodes look for them.
+    """
+
+    def __init__(self, graph: Graph) -> None:
         self._objects: dict[str, ObjectOptions] = {}
         self._secrets: dict[str, bytes] = {}
+        self._groups = graph.throttle_groups
+
+    def __iter__(self) -> Iterator[ObjectOptions]:
+        """The properties of all objects, oldest first."""
+        return iter(self._objects.values())
+
+    def find(self, name: str) -> ObjectOptions | None:
+        """The properties of an object."""
+        return self._objects.get(name)
 
     def add(self, options: ObjectOptions) -> None:
         """Create an object; `CommandError` when its id or a property is wrong."""
@@ -68,9 +56,39 @@ class Objects:
             raise CommandError(
                 f"attempt to add duplicate property '{options.id}' to object (type 'container')"
             )
-        if isinstance(options, SecretProperties):
-            self._secrets[options.id] = _load(options)
+        match options:
+            case SecretProperties():
+                self._secrets[options.id] = _load(options)
+            case ThrottleGroupProperties():
+                self._groups[options.id] = ThrottleGroup(_initial_config(options))
+            case IothreadProperties():
+                options.check()
         self._objects[options.id] = options
+
+    def delete(self, name: str) -> None:
+        """Remove an object.
+
+        Raises:
+            CommandError: There is none, or nodes use it, in QEMU's words.
+        """
+        if name not in self._objects:
+            raise CommandError(f"object '{name}' not found")
+        if name in self._groups and self._groups[name].is_used:
+            raise CommandError(f"object '{name}' is in use, can not be deleted")
+        del self._objects[name]
+        self._secrets.pop(name, None)
+        self._groups.pop(name, None)
+
+    def change(self, name: str, **properties: Any) -> None:
+        """Change properties that are plain values, already of the right type.
+
+        Raises:
+            CommandError: They do not go together, in QEMU's words; nothing has changed.
+        """
+        changed = replace(self._objects[name], **properties)
+        if isinstance(changed, IothreadProperties):
+            changed.check()
+        self._objects[name] = changed
 
     def check_iothread(self, name: str) -> None:
         """Raise `CommandError` unless an iothread of that id exists."""
@@ -83,6 +101,28 @@ class Objects:
             raise CommandError(f"No secret with id '{name}'")
         return self._secrets[name]
 
+    def limits(self, name: str) -> ThrottleConfig:
+        """The limits of a throttle group that exists."""
+        return self._groups[name].config
+
+    def set_limits(self, name: str, limits: ThrottleLimits) -> None:
+        """Change the limits of a throttle group that exists, at once.
+
+        Raises:
+            CommandError: They do not go together, in QEMU's words; the old ones stay in force.
+        """
+        config = throttle_limits.with_limits(self._groups[name].config, limits)
+        config.check()
+        self._groups[name].set_config(config)
+
+
+def _initial_config(options: ThrottleGroupProperties) -> ThrottleConfig:
+    config = throttle_limits.with_properties(_UNLIMITED, options)
+    if options.limits is not None:
+        config = throttle_limits.with_limits(config, options.limits)
+    config.check()
+    return config
+
 
 def _load(options: SecretProperties) -> bytes:
     if options.data is not None and options.file is not None:
@@ -93,7 +133,7 @@ def _load(options: SecretProperties) -> bytes:
         content = _read(options.file)
     else:
         raise CommandError("Either 'file' or 'data' must be provided")
-    if options.format is not SecretFormat.BASE64:
+    if options.format is not QCryptoSecretFormat.BASE64:
         return content
     try:
         return base64.b64decode(content, validate=True)

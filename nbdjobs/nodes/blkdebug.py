@@ -196,6 +196,9 @@ class BlkdebugNode(DriverNode[BlkdebugOptions]):
         await self._check(IOType.BLOCK_STATUS, offset, length)
         return await self._image.block_status(offset, length)
 
+    async def _truncate(self, size: int) -> None:
+        await self._image.truncate(size)
+
     async def _fill_up(self, begin: int, end: int, offset: int, data: memoryview) -> memoryview:
         has_head, has_tail = offset > begin, offset + len(data) < end
         if has_head:

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 from nbdjobs.errors import NodeError
 from nbdjobs.nodes import permissions
-from nbdjobs.nodes.graph import Edge, Graph, Role, Root
+from nbdjobs.nodes.graph import Edge, Graph, Role, Root, draining_below
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.status import BlockStatus
@@ -125,7 +125,8 @@ class Device(Root):
         """
         self.hold()
         try:
-            await self.idle()
+            with draining_below(self):
+                await self.idle()
         except BaseException:
             self.release()
             raise

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from nbdjobs.nodes.graph import Role
+from nbdjobs.nodes.graph import Graph, Role
 from nbdjobs.nodes.node import Node, NodeConfig
 from nbdjobs.nodes.options import BlockdevOptions
 
@@ -56,6 +56,13 @@ class DriverNode(Node, Generic[OptionsT]):
 
         Raises:
             CommandError: An option or the storage does not fit, in QEMU's words.
+        """
+
+    def bind(self, graph: Graph) -> None:
+        """Find what the options name beside nodes; on failure the node is closed.
+
+        Raises:
+            CommandError: It is not there, in QEMU's words.
         """
 
 

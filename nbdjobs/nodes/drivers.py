@@ -13,9 +13,18 @@ from nbdjobs.nodes.file import FileNode
 from nbdjobs.nodes.host_device import HostDeviceNode
 from nbdjobs.nodes.null import NullAioNode, NullCoNode
 from nbdjobs.nodes.raw import RawNode
+from nbdjobs.nodes.throttle import ThrottleNode
 
 DRIVERS: Final[Mapping[str, AnyDriver]] = {
     driver.driver: driver
-    for driver in (BlkdebugNode, FileNode, HostDeviceNode, NullAioNode, NullCoNode, RawNode)
+    for driver in (
+        BlkdebugNode,
+        FileNode,
+        HostDeviceNode,
+        NullAioNode,
+        NullCoNode,
+        RawNode,
+        ThrottleNode,
+    )
 }
 """Drivers by name, in alphabetical order as in the QAPI enum `BlockdevDriver`."""

@@ -145,7 +145,7 @@ class FileNode(DriverNode[FileOptions]):
         cls, name: str, config: NodeConfig, options: FileOptions, children: Mapping[str, Node]
     ) -> Self:
         """Open the file, and the descriptor for its locks."""
-        _check_options(cls.driver, options, config)
+        check_options(cls.driver, options, config)
         workers = Workers(name)
         opened: list[FileStorage] = []
         try:
@@ -213,7 +213,7 @@ class FileNode(DriverNode[FileOptions]):
     def check_permissions(self, needed: Permission, shared: Permission) -> None:
         """Open for writing and lock the image as far as the users need it."""
         super().check_permissions(needed, shared)
-        if needed & permissions.WRITES:
+        if needed & permissions.CHANGES:
             self._storage.make_writable()
         if self._lock is not None:
             self._lock.acquire(needed, shared)
@@ -222,7 +222,7 @@ class FileNode(DriverNode[FileOptions]):
         """Give back the locks and the right to write that nobody needs any more."""
         if self._lock is not None:
             self._lock.settle(needed, shared)
-        if not needed & permissions.WRITES and not self._workers.busy:
+        if not needed & permissions.CHANGES and not self._workers.busy:
             self._storage.make_read_only()
 
     # Reading and writing
@@ -308,6 +308,11 @@ class FileNode(DriverNode[FileOptions]):
             self._data_map.remove(offset, offset + length)
             self._flusher.wrote()
 
+    async def _truncate(self, size: int) -> None:
+        await self._in_thread(partial(self._storage.truncate, size))
+        self._data_map = DataMap(self._storage.size)
+        self._flusher.wrote()
+
     async def _flush(self) -> None:
         await self._flusher.flush()
 
@@ -345,7 +350,7 @@ class FileNode(DriverNode[FileOptions]):
     async def copy_range(self, offset: int, target: Node, target_offset: int, length: int) -> None:
         """Let the kernel copy to another file; a pair that it refuses is not tried again."""
         file, file_offset = target.storage_at(target_offset)
-        if not isinstance(file, FileNode) or file in self._no_copies_to:
+        if not isinstance(file, FileNode) or file in self._no_copies_to or file.write_threshold:
             raise NodeError(errno.ENOTSUP)
         alignment = max(self.limits.request_alignment, file.limits.request_alignment)
         if (offset | file_offset | length) % alignment:
@@ -394,7 +399,12 @@ class FileNode(DriverNode[FileOptions]):
             pace.thread_returned()
 
 
-def _check_options(driver: str, options: FileOptions, config: NodeConfig) -> None:
+def check_options(driver: str, options: FileOptions, config: NodeConfig) -> None:
+    """Refuse options that cannot be or do not go together, before anything is opened.
+
+    Raises:
+        CommandError: In QEMU's words.
+    """
     if not options.filename:
         raise CommandError(f"The '{driver}' block driver requires a file name")
     if options.aio is AioBackend.NATIVE and not config.cache.is_direct:

@@ -16,7 +16,7 @@ import itertools
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar, Final
@@ -25,6 +25,7 @@ from nbdjobs.errors import CommandError
 from nbdjobs.nodes import permissions
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.permissions import Permission
+from nbdjobs.nodes.throttle_group import ThrottleGroup
 
 MAX_NAME: Final = 31
 _WELL_FORMED: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)
@@ -109,10 +110,16 @@ class Edge:
 
 
 class Graph:
-    """All nodes by name, and the edges between them."""
+    """All nodes by name, and the edges between them.
+
+    Attributes:
+        nodes: The nodes.
+        throttle_groups: Limits that nodes share, by the names that their options have for them.
+    """
 
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
+        self.throttle_groups: dict[str, ThrottleGroup] = {}
         self._drains: set[_Drain] = set()
         self._numbers = itertools.count()
 
@@ -334,6 +341,7 @@ class _Drain:
         self._nodes = set(nodes)
         self._held: dict[Root, None] = {}
         self._settled: set[Root] = set()
+        self._draining = ExitStack()
         self._holds_guests = False
         self.catch_up()
 
@@ -346,6 +354,7 @@ class _Drain:
             if root not in self._held and (self._holds_guests or root.works_by_itself):
                 self._held[root] = None
                 root.hold()
+                self._draining.enter_context(draining_below(root))
 
     async def settle(self) -> None:
         """Wait until none of the roots has a request in flight, nor a node one of its own.
@@ -368,8 +377,22 @@ class _Drain:
 
     def end(self) -> None:
         """Let all of them go on."""
+        self._draining.close()
         for root in self._held:
             root.release()
+
+
+@contextmanager
+def draining_below(root: Root) -> Iterator[None]:
+    """While inside, no node keeps a request of `root`, which is held back, waiting needlessly."""
+    below = list(_top_down(edge.node for edge in root.edges.values()))
+    for node in below:
+        node.begin_drain()
+    try:
+        yield
+    finally:
+        for node in below:
+            node.end_drain()
 
 
 def is_well_formed_id(name: str) -> bool:

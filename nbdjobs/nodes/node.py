@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import json
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -37,6 +37,9 @@ Operation = Coroutine[Any, Any, None]
 
 SECTOR: Final = 512
 """Sizes of nodes are multiples of this, as in QEMU: a shorter file reads as zeroes at its end."""
+
+MAX_SIZE: Final = (1 << 63) - (1 << 30)
+"""Largest size of a node, so that rounding up never overflows a file offset, as in QEMU."""
 
 _JSON: Final = "json:"
 _BOUNCE: Final = 1024 * 1024
@@ -147,6 +150,7 @@ class Node(ABC):
         parents: The uses of this node.
         tracked: Requests in flight, where the node has to order overlapping ones.
         is_owned_by_user: Added by name; kept until it is deleted by name.
+        write_threshold: Where in the node a write has to end beyond to be reported, or 0.
     """
 
     driver: ClassVar[str]
@@ -172,6 +176,8 @@ class Node(ABC):
         self.tracked = TrackedRequests()
         self.is_owned_by_user = False
         self.op_blockers: dict[BlockOp, list[str]] = {}
+        self.write_threshold = 0
+        self._on_threshold: Callable[[int, int], None] | None = None
         self.set_limits(limits)
 
     # What it is
@@ -231,10 +237,36 @@ class Node(ABC):
 
     def set_limits(self, limits: Limits) -> None:
         """Take new limits, with maxima cut to whole units; no request may be in flight."""
-        self.limits = limits = limits.in_whole_units()
-        needs_gate = limits.request_alignment > 1 or limits.max_transfer > 0
+        self.limits = limits.in_whole_units()
+        self._choose_gate()
+
+    def set_write_threshold(self, threshold: int, on_exceeded: Callable[[int, int], None]) -> None:
+        """Report the first write from now on that ends beyond a place.
+
+        Args:
+            threshold: Bytes from the start of the node; 0 to report nothing any more.
+            on_exceeded: Called once with the threshold, and by how many bytes it was exceeded.
+        """
+        self.write_threshold = threshold
+        self._on_threshold = on_exceeded
+        self._choose_gate()
+
+    def _choose_gate(self) -> None:
+        """Work out which requests need nothing of the gate."""
+        needs_gate = self.limits.request_alignment > 1 or self.limits.max_transfer > 0
         self._reads_pass = not needs_gate
-        self._writes_pass = not needs_gate and self.config.detect_zeroes is DetectZeroes.OFF
+        self._writes_pass = (
+            not needs_gate
+            and not self.write_threshold
+            and self.config.detect_zeroes is DetectZeroes.OFF
+        )
+
+    def _check_write_threshold(self, end: int) -> None:
+        threshold = self.write_threshold
+        if 0 < threshold < end and self._on_threshold is not None:
+            self.write_threshold = 0
+            self._choose_gate()
+            self._on_threshold(threshold, end - threshold)
 
     def block(self, reason: str, *, allowed: frozenset[BlockOp] = frozenset()) -> None:
         """Rule out every operation that is not `allowed`, for a `reason` shown to the user."""
@@ -330,6 +362,8 @@ class Node(ABC):
             may_unmap: The range may become a hole, where the node's `discard` option allows.
             fast_only: Fail with ENOTSUP, changing nothing, unless this is faster than writing.
         """
+        if self.write_threshold:
+            self._check_write_threshold(offset + length)
         fua = fua and self._heeds_flushes
         may_unmap = may_unmap and self.config.can_unmap
         alignment = self.limits.request_alignment
@@ -412,6 +446,29 @@ class Node(ABC):
         """
         raise NodeError(errno.ENOTSUP)
 
+    async def truncate(self, size: int) -> None:
+        """Make the node `size` bytes long; what is new reads as zeroes, where the storage can.
+
+        To be called with the permission to resize, inside a drained section.
+
+        Raises:
+            CommandError: That is not possible, in QEMU's words.
+        """
+        if size > MAX_SIZE:
+            raise CommandError(f"offset({size}) exceeds maximum({MAX_SIZE})")
+        if self.is_read_only:
+            raise CommandError("Image is read-only")
+        await self._truncate(size)
+
+    def begin_drain(self) -> None:
+        """Keep no request waiting that could go on, until as many `end_drain` have come.
+
+        Whoever sent them is held back, and the graph waits for them to end.
+        """
+
+    def end_drain(self) -> None:
+        """Take back one `begin_drain`."""
+
     async def settled(self) -> None:
         """Wait until no request is in flight that the node sent by itself, for nobody above it.
 
@@ -462,6 +519,12 @@ class Node(ABC):
         """
         return BlockStatus(length, DATA)
 
+    async def _truncate(self, size: int) -> None:
+        """Change the size; filters let their child do it."""
+        if self.filtered is None:
+            raise CommandError("Image format driver does not support resize")
+        await self.filtered.truncate(size)
+
     # How the gate does it
 
     async def _gated_pread(self, offset: int, buffer: memoryview) -> None:
@@ -490,6 +553,8 @@ class Node(ABC):
         detect = self.config.detect_zeroes
         if not length:
             return
+        if self.write_threshold:
+            self._check_write_threshold(offset + length)
         if detect is not DetectZeroes.OFF and is_zero(data):
             await self.pwrite_zeroes(
                 offset, length, fua=fua, may_unmap=detect is DetectZeroes.UNMAP

@@ -80,6 +80,7 @@ class _Opening:
         try:  # another command may have been faster
             for used in children.values():
                 self._graph.check_present(used)
+            node.bind(self._graph)
             self._graph.add(node)
         except CommandError:
             await node.close()

@@ -30,6 +30,8 @@ class Permission(IntFlag):
 NONE: Final = Permission(0)
 ALL: Final = Permission(15)
 WRITES: Final = Permission.WRITE | Permission.WRITE_UNCHANGED
+CHANGES: Final = WRITES | Permission.RESIZE
+"""What needs storage that is open for writing."""
 
 _WORDS: Final = {
     Permission.CONSISTENT_READ: "consistent read",

@@ -23,7 +23,7 @@ from nbdjobs.nodes.options import BlockdevOptions, BlockdevRef
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.rounding import round_down
 from nbdjobs.nodes.status import BlockStatus
-from nbdjobs.qapi.types import Size
+from nbdjobs.qapi.types import INT64_MAX, Size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +110,9 @@ class RawNode(DriverNode[RawOptions]):
         return self._file.is_known_data(self._offset + offset, length)
 
     def storage_at(self, offset: int) -> tuple[Node, int]:
-        """Where the child stores the byte."""
+        """Where the child stores the byte, unless this node has to see writes to it."""
+        if self.write_threshold:
+            return self, offset
         return self._file.storage_at(self._offset + offset)
 
     def begin_writeback(self, offset: int, length: int) -> None:
@@ -160,6 +162,13 @@ class RawNode(DriverNode[RawOptions]):
             file.debug_event(DebugEvent.FLUSH_TO_OS)
             file.debug_event(DebugEvent.FLUSH_TO_DISK)
         await file.flush()
+
+    async def _truncate(self, size: int) -> None:
+        if self._options.size is not None:
+            raise CommandError("Cannot resize fixed-size raw disks")
+        if self._offset + size > INT64_MAX:
+            raise CommandError("Disk size too large for the chosen offset")
+        await self._file.truncate(self._offset + size)
 
     def _block_status(self, offset: int, length: int) -> Coroutine[Any, Any, BlockStatus]:
         return self._file.block_status(self._offset + offset, length)

@@ -222,6 +222,14 @@ class FileStorage:
             bounce[:length] = data[:length]
             return os.pwritev(self.write_fd, (bounce[:length],), offset)
 
+    def truncate(self, size: int) -> None:
+        """Make the file `size` bytes long; `CommandError` if that fails."""
+        try:
+            os.ftruncate(self.write_fd, size)
+        except OSError as error:
+            raise CommandError(f"Could not resize file: {error.strerror}") from error
+        self.size = self._find_size()
+
     def sync(self) -> None:
         """Bring all completed writes to stable storage."""
         os.fdatasync(self.fd)
@@ -339,6 +347,11 @@ class DeviceStorage(FileStorage):
             pdiscard_alignment=max(syscalls.queue_limit(self.fd, "discard_granularity"), sector),
             pwrite_zeroes_alignment=sector,
         )
+
+    def truncate(self, size: int) -> None:
+        """Devices do not change: one may be larger than wanted, but not smaller."""
+        if size > self.size:
+            raise CommandError("Cannot grow device files")
 
     def zero(self, offset: int, length: int, *, may_unmap: bool, fast_only: bool) -> None:
         """Zero a range; punching is fast, what the kernel does else need not be."""

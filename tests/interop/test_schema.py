@@ -37,14 +37,11 @@ OURS_ALONE: Final[Mapping[str, str]] = {}
 
 _BITMAPS: Final = "comes with dirty bitmaps"
 _CHAINS: Final = "comes with qcow2 and backing chains"
-_CHARDEV: Final = "character devices are there for monitors only"
 _DEBUG: Final = "a debugging aid of QEMU's own block layer"
 _EMULATOR: Final = "only means something inside an emulator"
 _FORMAT: Final = "a disk format that nbdjobs does not read"
-_JOBS: Final = "comes with jobs of other kinds"
 _KERNEL: Final = "exports to the kernel or a virtual machine instead of NBD clients"
 _NETWORK: Final = "storage reached by a client library"
-_OBJECTS: Final = "comes with objects at run time"
 _QUORUM: Final = "comes with the quorum driver, which is not planned"
 _SNAPSHOTS: Final = "comes with snapshots"
 _THROTTLING: Final = "comes with throttling"
@@ -81,7 +78,6 @@ DRIVERS: Final[Mapping[str, str]] = {
     "replication": _EMULATOR,
     "snapshot-access": "comes with copy-before-write as a node",
     "ssh": _NETWORK,
-    "throttle": _THROTTLING,
     "vdi": _FORMAT,
     "vhdx": _FORMAT,
     "vmdk": _FORMAT,
@@ -89,9 +85,36 @@ DRIVERS: Final[Mapping[str, str]] = {
     "vvfat": _FORMAT,
 }
 
+#: Types of objects of QEMU that nbdjobs does not have, and why.
+OBJECTS: Final[Mapping[str, str]] = {
+    "authz-*": "comes with TLS",
+    "can-*": _EMULATOR,
+    "colo-compare": _EMULATOR,
+    "cryptodev-*": _EMULATOR,
+    "dbus-vmstate": _EMULATOR,
+    "filter-*": _EMULATOR,
+    "input-*": _EMULATOR,
+    "main-loop": "one event loop serves all, and has nothing to set",
+    "memory-backend-*": _EMULATOR,
+    "pef-guest": _EMULATOR,
+    "pr-manager-helper": "persistent reservations are not passed on",
+    "qtest": _EMULATOR,
+    "rng-*": _EMULATOR,
+    "s390-pv-guest": _EMULATOR,
+    "secret.iv": "comes with secrets that are encrypted themselves",
+    "secret.keyid": "comes with secrets that are encrypted themselves",
+    "secret_keyring": "no format needs keys yet",
+    "sev-guest": _EMULATOR,
+    "thread-context": _EMULATOR,
+    "tls-*": "comes with TLS",
+    "x-remote-object": _EMULATOR,
+    "x-vfio-user-server": _EMULATOR,
+}
+
 #: What else only QEMU has, and why. Commands and events stand in the manual, see below.
 THEIRS: Final[Mapping[str, str]] = {
     **{f"* arg.driver.{name}": reason for name, reason in DRIVERS.items()},
+    **{f"object-add arg.qom-type.{name}": reason for name, reason in OBJECTS.items()},
     "* arg.type.fuse": _KERNEL,
     "* arg.type.vduse-blk": _KERNEL,
     "* arg.type.vhost-user-blk": _KERNEL,

@@ -22,17 +22,21 @@ from nbdjobs.nodes.device import Device
 from nbdjobs.nodes.drivers import DRIVERS
 from nbdjobs.nodes.file import FileOptions
 from nbdjobs.nodes.graph import Graph
+from nbdjobs.nodes.leaky_bucket import BucketConfig, BucketName, ThrottleConfig
 from nbdjobs.nodes.null import NullOptions
 from nbdjobs.nodes.opening import open_node
 from nbdjobs.nodes.options import BlockdevOptions, CacheOptions, Discard
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.raw import RawOptions
 from nbdjobs.nodes.status import Status
+from nbdjobs.nodes.throttle import ThrottleOptions
+from nbdjobs.nodes.throttle_group import ThrottleGroup
 from tests.nodes.loop_device import has_loop_devices, loop_device
 
 SIZE: Final = 256 * 1024
 WRITER: Final = Permission.CONSISTENT_READ | Permission.WRITE
 SHARED: Final = permissions.ALL & ~Permission.RESIZE
+LIMITS: Final = "limits"
 
 Factory = Callable[[Path], BlockdevOptions]
 
@@ -92,6 +96,16 @@ def _blkdebug(image: Path) -> BlkdebugOptions:
     )
 
 
+def _throttle(image: Path) -> ThrottleOptions:
+    return ThrottleOptions(
+        driver="throttle",
+        node_name="disk",
+        discard=Discard.UNMAP,
+        throttle_group=LIMITS,
+        file=FileOptions(driver="file", filename=str(image)),
+    )
+
+
 def _null(driver: str) -> Factory:
     def factory(image: Path) -> NullOptions:
         return NullOptions(driver=driver, node_name="disk", size=SIZE, read_zeroes=True)
@@ -105,6 +119,7 @@ FACTORIES: Final[dict[str, tuple[str, Factory]]] = {
     "raw": ("raw", _raw),
     "raw with offset and size": ("raw", _window),
     "blkdebug with limits": ("blkdebug", _blkdebug),
+    "throttle": ("throttle", _throttle),
     "null-co": ("null-co", _null("null-co")),
     "null-aio": ("null-aio", _null("null-aio")),
     "host_device": ("host_device", _device),
@@ -144,6 +159,9 @@ def with_disk(name: str, image: Path, scenario: Callable[[Device], Awaitable[Non
 
     async def run() -> None:
         graph = Graph()
+        # So high that requests go through its buckets, and nothing waits.
+        limits = ThrottleConfig({BucketName.BPS_TOTAL: BucketConfig(10**12)})
+        graph.throttle_groups[LIMITS] = ThrottleGroup(limits)
         node = await open_node(graph, FACTORIES[name][1](image))
         device = Device(graph, node, needed=WRITER, shared=SHARED)
         try:

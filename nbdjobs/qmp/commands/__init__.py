@@ -7,14 +7,15 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Final
 
+from nbdjobs.daemon.daemon import BlockWriteThreshold
 from nbdjobs.daemon.exports import BlockExportDeleted
 from nbdjobs.jobs import events as job_events
-from nbdjobs.qmp.commands import backup, core, exports, jobs, nodes
+from nbdjobs.qmp.commands import backup, core, exports, graph, jobs, nodes, objects
 from nbdjobs.qmp.registry import Registry, commands_of
 
-GROUPS: Final[tuple[ModuleType, ...]] = (core, nodes, exports, backup, jobs)
+GROUPS: Final[tuple[ModuleType, ...]] = (core, nodes, graph, exports, objects, backup, jobs)
 
-EVENTS: Final[tuple[type, ...]] = (*job_events.EVENTS, BlockExportDeleted)
+EVENTS: Final[tuple[type, ...]] = (*job_events.EVENTS, BlockExportDeleted, BlockWriteThreshold)
 """Dataclasses under `@event`, from the modules that emit them."""
 
 REGISTRY: Final = Registry(commands_of(*GROUPS), EVENTS)

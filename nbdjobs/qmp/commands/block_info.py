@@ -13,7 +13,7 @@ from enum import StrEnum
 from nbdjobs.nodes.device import Accounting, Device
 from nbdjobs.nodes.file import FileNode
 from nbdjobs.nodes.node import DetectZeroes, Node
-from nbdjobs.qapi.types import Uint64, flat_union, member
+from nbdjobs.qapi.types import INT64_MAX, Uint64, flat_union, member
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,8 +192,13 @@ def describe_node(node: Node, *, flat: bool = False) -> BlockDeviceInfo:
         cache=BlockdevCacheInfo(
             writeback=cache.is_writeback, direct=cache.is_direct, no_flush=cache.is_no_flush
         ),
-        write_threshold=0,
+        write_threshold=_signed(node.write_threshold),
     )
+
+
+def _signed(number: int) -> int:
+    """Of a number of 64 bits that QEMU shows with a sign."""
+    return number - (1 << 64) if number > INT64_MAX else number
 
 
 def describe_image(node: Node, *, flat: bool = False) -> ImageInfo:

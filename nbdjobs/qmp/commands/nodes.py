@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from nbdjobs.daemon.daemon import Daemon
 from nbdjobs.nodes.options import BlockdevOptions
+from nbdjobs.qapi.types import Uint64
 from nbdjobs.qmp.commands.block_info import (
     BlockDeviceInfo,
     BlockInfo,
@@ -37,6 +38,35 @@ class BlockdevDel:
 async def blockdev_del(daemon: Daemon, arguments: BlockdevDel) -> None:
     """Close a node."""
     await daemon.blockdev_del(arguments.node_name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockResize:
+    """Arguments of block_resize; the size is in bytes."""
+
+    device: str | None = None
+    node_name: str | None = None
+    size: int
+
+
+@command("block_resize")
+async def block_resize(daemon: Daemon, arguments: BlockResize) -> None:
+    """Change the size of a node that nobody relies on."""
+    await daemon.resize(arguments.device, arguments.node_name, arguments.size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockSetWriteThreshold:
+    """Arguments of block-set-write-threshold; bytes from the start of the node, 0 for none."""
+
+    node_name: str
+    write_threshold: Uint64
+
+
+@command("block-set-write-threshold")
+def block_set_write_threshold(daemon: Daemon, arguments: BlockSetWriteThreshold) -> None:
+    """Tell of the first write beyond a place, by an event."""
+    daemon.set_write_threshold(arguments.node_name, arguments.write_threshold)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
