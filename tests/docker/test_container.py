@@ -163,7 +163,7 @@ def test_a_folder_without_images_is_one_sentence(tmp_path: Path, bridged: str) -
     with Container(folder, bridged) as container:
         _, said = container.process.communicate()
     assert container.process.returncode == 1
-    assert said.startswith("nbdjobs: there is no disk image in /images: ")
+    assert said.splitlines()[-1].startswith("nbdjobs: there is no disk image in /images: ")
 
 
 def test_arguments_are_options_of_serve(images: Path, bridged: str) -> None:
