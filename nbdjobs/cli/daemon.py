@@ -18,7 +18,14 @@ import uvloop
 
 from nbdjobs import __version__
 from nbdjobs.cli import systemd
-from nbdjobs.cli.daemon_options import USAGE, CommandLine, UsageError, parse_command_line
+from nbdjobs.cli.daemon_check import check_main
+from nbdjobs.cli.daemon_options import (
+    USAGE,
+    CommandLine,
+    UsageError,
+    parse_command_line,
+    without_check,
+)
 from nbdjobs.cli.daemon_setup import Setup
 from nbdjobs.cli.logs import LogOptions, log_event, log_options, logging_to
 from nbdjobs.cli.pidfile import PidFile
@@ -60,6 +67,8 @@ def daemon_main(
     Raises:
         CliError: The environment asks for a log that there is not.
     """
+    if (checked := without_check(arguments)) is not None:
+        return check_main(checked)
     try:
         line = parse_command_line(arguments)
         if line.wants_help:
@@ -144,7 +153,7 @@ async def _set_up(line: CommandLine, daemon: Daemon, monitors: QmpServer) -> boo
             try:
                 applying.result()
             except CommandError as error:
-                raise _StartError(f"--{step.option} {step.text}: {error}") from error
+                raise _StartError(step.complain(error)) from error
     finally:
         quitting.cancel()
     daemon.exports.release_clients()

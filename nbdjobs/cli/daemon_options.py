@@ -8,8 +8,11 @@ Source: QEMU docs/tools/qemu-storage-daemon.rst.
 from __future__ import annotations
 
 import getopt
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
+
+from nbdjobs.errors import CommandError
 
 USAGE: Final = """\
 Usage: nbdjobs daemon [options]
@@ -45,6 +48,7 @@ The value of --blockdev, --export, --monitor, --nbd-server and --object may also
 
 Options that hold for the whole run:
 
+  --check                check the command line, say all that is wrong, start nothing
   --daemonize            go to the background once everything is set up
   --pidfile <path>       write the process id to a file once everything is set up
 
@@ -69,8 +73,24 @@ _LONG: Final = (
 )
 
 
+_HINTS: Final = {
+    "Parameter 'id' expects an identifier": (
+        "\nIdentifiers consist of letters, digits, '-', '.', '_', starting with a letter."
+    )
+}
+"""What a command line's user is told in addition."""
+
+
 class UsageError(Exception):
-    """The command line itself is wrong; its text is for the user, the exit code is 1."""
+    """The command line itself is wrong; its text is for the user, the exit code is 1.
+
+    Attributes:
+        word: The word that is wrong; an option without its dashes.
+    """
+
+    def __init__(self, text: str, word: str):
+        self.word = word
+        super().__init__(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +100,16 @@ class Step:
     Attributes:
         option: Name without dashes, such as "blockdev".
         text: Its value as the user wrote it.
+        typed: Both as the user wrote them, for messages.
     """
 
     option: str
     text: str
+    typed: str
+
+    def complain(self, error: CommandError) -> str:
+        """Return what the user is told when the option is refused."""
+        return f"{self.typed}: {error}{_HINTS.get(error.description, '')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +131,19 @@ class CommandLine:
     wants_version: bool = False
 
 
+def without_check(arguments: list[str]) -> list[str] | None:
+    """Return the command line without `--check`; None if it is not there.
+
+    It is looked for apart from the other options and by its full name only: among them, it would
+    make abbreviations like `--c` ambiguous that qemu-storage-daemon takes.
+    """
+    takers = {f"--{name[:-1]}" for name in _LONG if name.endswith("=")}
+    for number, word in enumerate(arguments):
+        if word == "--check" and (number == 0 or arguments[number - 1] not in takers):
+            return arguments[:number] + arguments[number + 1 :]
+    return None
+
+
 def parse_command_line(arguments: list[str]) -> CommandLine:
     """Take the command line apart, without looking into the options' values.
 
@@ -114,14 +153,19 @@ def parse_command_line(arguments: list[str]) -> CommandLine:
     try:
         found, rest = getopt.getopt(arguments, "hV", list(_LONG))
     except getopt.GetoptError as error:
-        raise UsageError(_describe(error)) from error
+        raise UsageError(_describe(error), error.opt) from error
     if rest:
-        raise UsageError(f"{rest[0]}: Unexpected argument")
+        raise UsageError(f"{rest[0]}: Unexpected argument", rest[0])
     options = [(name.lstrip("-"), text) for name, text in found]
+    typed = _as_typed(arguments, options)
     names = {name for name, _ in options}
     pidfiles = [text for name, text in options if name == "pidfile"]
     return CommandLine(
-        steps=tuple(Step(name, text) for name, text in options if name in SETTING_UP),
+        steps=tuple(
+            Step(name, text, shown)
+            for (name, text), shown in zip(options, typed, strict=False)
+            if name in SETTING_UP
+        ),
         is_daemonized="daemonize" in names,
         pidfile=pidfiles[-1] if pidfiles else None,
         wants_help=not names.isdisjoint({"h", "help"}),
@@ -132,6 +176,15 @@ def parse_command_line(arguments: list[str]) -> CommandLine:
 SETTING_UP: Final = frozenset({"blockdev", "chardev", "export", "monitor", "nbd-server", "object"})
 
 
+def _as_typed(arguments: list[str], options: list[tuple[str, str]]) -> Iterator[str]:
+    """Each option as it stands on the command line: `--export=X`, `--export X`, `--exp X`."""
+    words = iter(arguments)
+    for name, _ in options:
+        word = next(words)
+        has_value_apart = f"{name}=" in _LONG and "=" not in word
+        yield f"{word} {next(words)}" if has_value_apart else word
+
+
 def _describe(error: getopt.GetoptError) -> str:
     dashed = f"--{error.opt}" if len(error.opt) > 1 else f"-{error.opt}"
     if "requires argument" in error.msg:
@@ -140,4 +193,6 @@ def _describe(error: getopt.GetoptError) -> str:
         return f"option '{dashed}' is ambiguous"
     if "must not have an argument" in error.msg:
         return f"option '{dashed}' doesn't allow an argument"
+    if len(error.opt) == 1:
+        return f"invalid option -- '{error.opt}'"
     return f"unrecognized option '{dashed}'"

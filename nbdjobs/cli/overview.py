@@ -181,7 +181,10 @@ class _Drawing:
 
 def _distinct(children: Iterable[Child]) -> list[Child]:
     """One edge per node: a job holds some nodes by several edges, to keep others away."""
-    return list({child.node: child for child in reversed(list(children))}.values())[::-1]
+    first: dict[str, Child] = {}
+    for child in children:
+        first.setdefault(child.node, child)
+    return list(first.values())
 
 
 def _describe_node(node: BlockNode) -> str:

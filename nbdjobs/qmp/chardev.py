@@ -74,7 +74,7 @@ async def connect(options: SocketChardev) -> socket.socket:
     """
     loop = asyncio.get_running_loop()
     if options.path is not None:
-        _check_path(options.path)
+        check_path(options.path)
         candidates: list[_Candidate] = [(socket.AF_UNIX, options.path)]
         shown = options.path
     else:
@@ -104,7 +104,8 @@ def remove_socket(listener: socket.socket) -> None:
             os.unlink(listener.getsockname())
 
 
-def _check_path(path: str) -> None:
+def check_path(path: str) -> None:
+    """Raise `CommandError` if the path of a unix socket is too long."""
     if len(os.fsencode(path)) >= UNIX_PATH_LIMIT:
         raise CommandError(
             f"UNIX socket path '{path}' is too long\nPath must be less than {UNIX_PATH_LIMIT} bytes"
@@ -112,7 +113,7 @@ def _check_path(path: str) -> None:
 
 
 def _listen_unix(path: str) -> socket.socket:
-    _check_path(path)
+    check_path(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(path)

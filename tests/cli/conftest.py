@@ -75,7 +75,9 @@ def operated(
     if request.param != "nbdjobs":
         monkeypatch.setenv("NBDJOBS_PROGRAM", require(request.param))
     disk = Disk(tmp_path / "disk.img")
-    disk.path.write_bytes(bytes([7]) * (SIZE // 2) + bytes(SIZE // 2))
+    with disk.path.open("wb") as file:
+        file.truncate(SIZE)
+        file.write(bytes([7]) * (SIZE // 2))
     sockets = tmp_path / "sockets"
     sockets.mkdir()
     options = (

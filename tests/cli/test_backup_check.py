@@ -47,7 +47,7 @@ def state(operated: Operated) -> object:
     nodes = operated.execute("query-named-block-nodes", {"flat": True})
     folder = operated.disk.path.parent
     return (
-        operated.execute("query-jobs"),
+        sorted(job["id"] for job in operated.execute("query-jobs")),
         sorted(node["node-name"] for node in nodes),
         sorted(str(path) for path in folder.rglob("*")),
     )

@@ -48,7 +48,7 @@ def bash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 def completed(bash: Path, *words: str) -> list[str]:
     """What bash offers for the last word."""
     code = f"""
-        source {bash.name}
+        source ./{bash.name}
         COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _nbdjobs
         printf '%s\\n' "${{COMPREPLY[@]}}"
     """

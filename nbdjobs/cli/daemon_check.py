@@ -1,0 +1,320 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""`nbdjobs daemon --check`: a rehearsal of the whole command line, with all errors in one go.
+
+The options act, in order, on a real daemon that lacks only its hands: files stand in as nodes of
+their size that store nothing, and addresses are looked at instead of listened to. So whatever the
+daemon itself would refuse is refused here, in the same words. Nothing is opened for writing.
+
+An option that refers to what a wrong one before it should have made is not complained about: the
+first error would be told again and again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+import socket
+import stat
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Final
+
+from nbdjobs.cli.daemon_options import CommandLine, Step, UsageError, parse_command_line
+from nbdjobs.cli.daemon_setup import Setup
+from nbdjobs.cli.exits import ExitCode
+from nbdjobs.cli.units import plural
+from nbdjobs.daemon.addresses import (
+    InetSocketAddress,
+    SocketAddress,
+    UnixSocketAddress,
+    bind,
+    check_unix_path,
+)
+from nbdjobs.daemon.daemon import Daemon
+from nbdjobs.daemon.exports import BlockExports
+from nbdjobs.errors import CommandError
+from nbdjobs.nodes.drivers import DRIVERS
+from nbdjobs.nodes.file import FileNode, FileOptions, check_options
+from nbdjobs.nodes.host_device import HostDeviceNode
+from nbdjobs.nodes.node import SECTOR, CacheMode, Node, NodeConfig
+from nbdjobs.nodes.null import NullCoNode, NullOptions
+from nbdjobs.nodes.options import BlockdevOptions
+from nbdjobs.nodes.rounding import round_up
+from nbdjobs.protocol.server import Server
+from nbdjobs.qmp.chardev import SocketChardev, check_path
+from nbdjobs.qmp.commands import REGISTRY
+from nbdjobs.qmp.server import QmpServer
+
+#: What names things that later options refer to.
+_NAMES: Final = re.compile(r'"?\b(?:node-name|id)"?\s*[=:]\s*"?([A-Za-z0-9._-]+)')
+
+#: Stands for the server that exports need, and that no option calls by a name.
+_NBD_SERVER: Final = "--nbd-server"
+
+_WORDS: Final = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def check_main(arguments: list[str]) -> int:
+    """Check a command line and print every error found.
+
+    Args:
+        arguments: The command line behind `nbdjobs daemon`, without `--check`.
+
+    Returns:
+        Exit code: 0 if the daemon would start with it, 1 if not.
+    """
+    line, errors = _parse(arguments)
+    errors += asyncio.run(check(line))
+    for error in errors:
+        print(f"nbdjobs: {error}", file=sys.stderr)
+    if errors:
+        return ExitCode.FAILED
+    counts = (
+        plural(sum(step.option == option for step in line.steps), noun)
+        for option, noun in (("blockdev", "node"), ("export", "export"), ("monitor", "monitor"))
+    )
+    print(f"the command line is right: {', '.join(counts)}")
+    return ExitCode.DONE
+
+
+def _parse(arguments: list[str]) -> tuple[CommandLine, list[str]]:
+    """Take the command line apart; words that are wrong are left out and complained about."""
+    errors: list[str] = []
+    while True:
+        try:
+            return parse_command_line(arguments), errors
+        except UsageError as error:
+            errors.append(str(error))
+            arguments = _without(arguments, error.word)
+
+
+def _without(arguments: list[str], wrong: str) -> list[str]:
+    # An option without its value is the last word; an equal one before it may be right.
+    for number in reversed(range(len(arguments))):
+        word = arguments[number]
+        if word.startswith("-") and word.lstrip("-").partition("=")[0] == wrong:
+            return arguments[:number] + arguments[number + 1 :]
+    if wrong in arguments:
+        number = arguments.index(wrong)
+        return arguments[:number] + arguments[number + 1 :]
+    # In a bundle of short options, none of which has a value: nothing behind it is lost.
+    return [word for word in arguments if not re.fullmatch(r"-[^-]+", word)]
+
+
+async def check(line: CommandLine) -> list[str]:
+    """Rehearse all options and return the errors, in their order."""
+    daemon = _Rehearsal()
+    setup = Setup(daemon, _Monitors(REGISTRY, daemon))
+    errors: list[str] = []
+    doubtful: set[str] = set()
+    try:
+        for step in line.steps:
+            try:
+                await setup.apply(step)
+                daemon.raise_put_off()
+            except CommandError as error:
+                if doubtful.isdisjoint(_references(step)):
+                    errors.append(step.complain(error))
+                doubtful.update(_NAMES.findall(step.text))
+                if step.option == "nbd-server" and not daemon.exports.is_server_running:
+                    doubtful.add(_NBD_SERVER)
+    finally:
+        await daemon.shutdown()
+    return errors + _pidfile_errors(line.pidfile)
+
+
+def _references(step: Step) -> set[str]:
+    """All words of an option, some of which are names of what others made."""
+    needs = {_NBD_SERVER} if step.option == "export" else set()
+    return {*_WORDS.findall(step.text), *needs}
+
+
+def _pidfile_errors(pidfile: str | None) -> list[str]:
+    if pidfile is None:
+        return []
+    path = Path(os.path.abspath(pidfile))
+    reason = _why_not_made(path)
+    if path.is_dir():
+        reason = os.strerror(errno.EISDIR)
+    elif path.exists() and not os.access(path, os.W_OK):
+        reason = os.strerror(errno.EACCES)
+    if reason is None:
+        return []
+    return [f"cannot create PID file: Could not create '{pidfile}': {reason}"]
+
+
+class _Rehearsal(Daemon):
+    """A daemon that has no files and does not listen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exports = BlockExports(self.graph, self.objects, self.emit, listen=self._listen)
+        self._put_off: CommandError | None = None
+
+    def raise_put_off(self) -> None:
+        """Raise what is wrong with an address.
+
+        It was put off so that the server is there, and exports can be looked at too.
+        """
+        error, self._put_off = self._put_off, None
+        if error is not None:
+            raise error
+
+    async def _listen(self, _: Server, address: SocketAddress) -> None:
+        try:
+            await _look_at_address(address)
+        except CommandError as error:
+            self._put_off = error
+
+    async def blockdev_add(self, options: BlockdevOptions) -> Node:
+        return await super().blockdev_add(_without_files(options, _Inherited()))
+
+
+class _Monitors(QmpServer):
+    """Looks whether monitors could be opened."""
+
+    async def open(self, options: SocketChardev, *, pretty: bool = False) -> list[socket.socket]:
+        if options.path is not None and options.is_server:
+            check_path(options.path)
+            _check_unix(options.path)
+        elif options.path is not None:
+            _check_peer(options.path)
+        elif options.is_server:
+            assert options.host is not None
+            assert options.port is not None
+            address = InetSocketAddress(
+                type="inet",
+                host=options.host,
+                port=options.port,
+                ipv4=options.ipv4,
+                ipv6=options.ipv6,
+            )
+            await _try_to_bind(address)
+        return []
+
+
+# Addresses
+
+
+async def _look_at_address(address: SocketAddress) -> None:
+    if isinstance(address, UnixSocketAddress):
+        check_unix_path(address.path)
+        if not address.abstract:
+            _check_unix(address.path)
+    elif isinstance(address, InetSocketAddress):
+        await _try_to_bind(address)
+
+
+async def _try_to_bind(address: InetSocketAddress) -> None:
+    """Bound but never listened to: nobody can connect meanwhile."""
+    for sock in await bind(address):
+        sock.close()
+
+
+def _check_unix(path: str) -> None:
+    """Look whether a unix socket could be made."""
+    reason = _why_not_made(Path(path))
+    if reason is None and os.path.lexists(path) and not Path(path).is_socket():
+        reason = os.strerror(errno.EADDRINUSE)
+    if reason is not None:
+        raise CommandError(f"Failed to bind socket to {path}: {reason}")
+
+
+def _check_peer(path: str) -> None:
+    """Look whether anybody could be called at a unix socket."""
+    if not os.path.exists(path):
+        raise CommandError(f"Failed to connect to '{path}': {os.strerror(errno.ENOENT)}")
+
+
+def _why_not_made(path: Path) -> str | None:
+    """Why nothing could be made at a path, or None."""
+    if not path.parent.is_dir():
+        return os.strerror(errno.ENOENT)
+    if not path.exists() and not os.access(path.parent, os.W_OK | os.X_OK):
+        return os.strerror(errno.EACCES)
+    return None
+
+
+# Files
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Inherited:
+    """What an inline child takes over where its own options say nothing."""
+
+    is_direct: bool = False
+    is_read_only: bool = False
+    is_auto_read_only: bool = False
+
+    def below(self, options: BlockdevOptions) -> _Inherited:
+        """The same for the children of a node with these options."""
+        direct = options.cache.direct if options.cache is not None else None
+        auto = options.auto_read_only
+        return _Inherited(
+            is_direct=self.is_direct if direct is None else direct,
+            is_read_only=self.is_read_only if options.read_only is None else options.read_only,
+            is_auto_read_only=self.is_auto_read_only if auto is None else auto,
+        )
+
+
+def _without_files(options: BlockdevOptions, inherited: _Inherited) -> BlockdevOptions:
+    """Put stand-ins in the place of files, in a node and its inline children."""
+    inherited = inherited.below(options)
+    if isinstance(options, FileOptions):
+        return _stand_in(options, inherited)
+    children: dict[str, Any] = {}
+    for child in DRIVERS[options.driver].children_of(options):
+        if isinstance(child.reference, BlockdevOptions):
+            children[child.name] = _without_files(child.reference, inherited)
+    return replace(options, **children) if children else options
+
+
+def _stand_in(options: FileOptions, inherited: _Inherited) -> NullOptions:
+    """Look at a file, and describe a node that could be it.
+
+    Raises:
+        CommandError: The file cannot be opened as the options want it, in QEMU's words.
+    """
+    driver = options.driver
+    check_options(driver, options, NodeConfig(cache=CacheMode(is_direct=inherited.is_direct)))
+    is_written = not (inherited.is_read_only or inherited.is_auto_read_only)
+    size = _size_of(driver, options.filename, is_written=is_written)
+    common = {
+        field.name: getattr(options, field.name)
+        for field in fields(BlockdevOptions)
+        if field.name != "driver"
+    }
+    return NullOptions(driver=NullCoNode.driver, size=round_up(size, SECTOR), **common)
+
+
+def _size_of(driver: str, filename: str, *, is_written: bool) -> int:
+    """Bytes of a file or device that can be opened."""
+    try:
+        mode = os.stat(filename).st_mode
+        if is_written and stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        _check_kind(driver, filename, mode)
+        # Not opened for writing: for some devices, that alone has an effect.
+        if is_written and not os.access(filename, os.R_OK | os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if stat.S_ISCHR(mode):
+            return 0
+        with open(filename, "rb", buffering=0) as file:
+            return file.seek(0, os.SEEK_END)
+    except OSError as error:
+        raise CommandError(f"Could not open '{filename}': {error.strerror}") from error
+    except ValueError as error:  # a zero byte in the name
+        raise CommandError(f"Could not open '{filename}': {error}") from error
+
+
+def _check_kind(driver: str, filename: str, mode: int) -> None:
+    if driver == FileNode.driver and not stat.S_ISREG(mode):
+        raise CommandError(f"'file' driver requires '{filename}' to be a regular file")
+    if driver == HostDeviceNode.driver and not (stat.S_ISBLK(mode) or stat.S_ISCHR(mode)):
+        raise CommandError(
+            f"'host_device' driver requires '{filename}' to be either a character or block device"
+        )
