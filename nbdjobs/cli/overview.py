@@ -22,7 +22,7 @@ from rich.tree import Tree
 
 from nbdjobs.cli.job_table import JobRow
 from nbdjobs.cli.session import BlockNode
-from nbdjobs.cli.units import format_range, format_rate, format_size
+from nbdjobs.cli.units import format_size
 
 #: How the graph calls a node, as opposed to a user outside of it (QAPI XDbgBlockGraphNodeType).
 DRIVER: Final = "block-driver"
@@ -159,8 +159,9 @@ class _Drawing:
             branch.add(Text(f"{label}{node.name} (see above)"))
         else:
             self._drawn.add(node.name)
-            twig = branch.add(Text(label + _describe_node(node)))
-            for below in self._overview.edges.of_nodes.get(node.name, ()):
+            children = self._overview.edges.of_nodes.get(node.name, ())
+            twig = branch.add(Text(label + _describe_node(node, is_leaf=not children)))
+            for below in children:
                 self._add(twig, below)
 
     def _add_unused(self, root: Tree) -> None:
@@ -187,12 +188,12 @@ def _distinct(children: Iterable[Child]) -> list[Child]:
     return list(first.values())
 
 
-def _describe_node(node: BlockNode) -> str:
+def _describe_node(node: BlockNode, *, is_leaf: bool) -> str:
     parts = [f"{node.name}: {node.driver}", format_size(node.size)]
     if node.is_read_only:
         parts.append("read-only")
-    # Names made up from options, "json:{...}", say nothing that the tree does not show.
-    if node.filename and not node.filename.startswith("json:"):
+    # The others repeat the name of a child, or have one made up from options: "json:{...}".
+    if is_leaf and node.filename and not node.filename.startswith("json:"):
         parts.append(node.filename)
     return ", ".join(parts)
 
@@ -204,10 +205,6 @@ def _describe_export(export: Mapping[str, Any]) -> str:
 
 def _describe_job(job: JobRow) -> str:
     parts = [job.type, job.status, f"{job.percent:.0f} %"]
-    if job.rate is not None:
-        parts.append(format_rate(job.rate))
-    if job.remaining is not None:
-        parts.append(f"{format_range(job.remaining.low, job.remaining.high)} left")
     if job.error is not None:
         parts.append(job.error)
     return f"job {job.id} ({', '.join(parts)})"

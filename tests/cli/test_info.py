@@ -160,7 +160,7 @@ def test_the_tree_of_a_server(operated: Operated, capsys: pytest.CaptureFixture[
     path = operated.disk.path
     assert rest == [
         "└── export export-disk0 (nbd)",
-        f"    └── disk0: raw, 4.0 MiB, {path}",
+        "    └── disk0: raw, 4.0 MiB",
         f"        └── file ▸ disk0-file: file, 4.0 MiB, {path}",
     ]
 
