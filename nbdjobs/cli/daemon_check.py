@@ -45,7 +45,7 @@ from nbdjobs.nodes.null import NullCoNode, NullOptions
 from nbdjobs.nodes.options import BlockdevOptions
 from nbdjobs.nodes.rounding import round_up
 from nbdjobs.protocol.server import Server
-from nbdjobs.qmp.chardev import SocketChardev, check_path
+from nbdjobs.qmp.chardev import SocketChardev
 from nbdjobs.qmp.commands import REGISTRY
 from nbdjobs.qmp.server import QmpServer
 
@@ -179,7 +179,7 @@ class _Monitors(QmpServer):
 
     async def open(self, options: SocketChardev, *, pretty: bool = False) -> list[socket.socket]:
         if options.path is not None and options.is_server:
-            check_path(options.path)
+            check_unix_path(options.path)
             _check_unix(options.path)
         elif options.path is not None:
             _check_peer(options.path)

@@ -8,10 +8,12 @@ Source: QEMU docs/tools/qemu-storage-daemon.rst.
 from __future__ import annotations
 
 import getopt
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from nbdjobs.daemon.addresses import UNIX_PATH_LIMIT
 from nbdjobs.errors import CommandError
 
 USAGE: Final = """\
@@ -74,11 +76,12 @@ _LONG: Final = (
 
 
 _HINTS: Final = {
-    "Parameter 'id' expects an identifier": (
+    r"Parameter 'id' expects an identifier": (
         "\nIdentifiers consist of letters, digits, '-', '.', '_', starting with a letter."
-    )
+    ),
+    r"UNIX socket path '.*' is too long": f"\nPath must be less than {UNIX_PATH_LIMIT} bytes",
 }
-"""What a command line's user is told in addition."""
+"""What a command line's user is told in addition to a sentence of this form."""
 
 
 class UsageError(Exception):
@@ -109,7 +112,8 @@ class Step:
 
     def complain(self, error: CommandError) -> str:
         """Return what the user is told when the option is refused."""
-        return f"{self.typed}: {error}{_HINTS.get(error.description, '')}"
+        hints = (h for form, h in _HINTS.items() if re.fullmatch(form, error.description, re.S))
+        return f"{self.typed}: {error}{''.join(hints)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,8 @@ class Setup:
         value = parse_keyval(self._with_long_booleans(text), implied_key="backend")
         if isinstance(value, dict) and "id" not in value:
             raise CommandError("chardev: no id specified")
+        if isinstance(value, dict) and "backend" not in value:
+            raise CommandError(f'chardev: "{value["id"]}" missing backend')
         try:
             return visit(ChardevOptions, value, keyval=True)
         except CommandError as error:
@@ -148,14 +150,15 @@ class Setup:
     def _with_long_booleans(self, text: str) -> str:
         """Write `server,nowait` as `server=on,wait=off`, as old command lines expect."""
         first, *others = re.split(r"(?<!,),(?!,)", text)
-        return ",".join([first, *(self._with_long_boolean(part) for part in others)])
+        return ",".join([first, *(self._with_long_boolean(part, text) for part in others)])
 
-    def _with_long_boolean(self, part: str) -> str:
+    def _with_long_boolean(self, part: str, text: str) -> str:
         if "=" in part or not part:
             return part
         long = f"{part[2:]}=off" if part.startswith("no") else f"{part}=on"
         self._warn(
-            f"warning: short-form boolean option '{part}' deprecated\nPlease use {long} instead"
+            f"--chardev {text}: warning: short-form boolean option '{part}' deprecated\n"
+            f"Please use {long} instead"
         )
         return long
 

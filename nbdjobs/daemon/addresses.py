@@ -15,7 +15,7 @@ from nbdjobs.errors import CommandError
 from nbdjobs.qapi.types import Uint16, flat_union, member
 
 UNIX_PATH_LIMIT: Final = 108
-"""Size of `sun_path` in bytes on Linux."""
+"""Size of `sun_path` in bytes on Linux, the closing NUL of a path included."""
 
 
 @flat_union(
@@ -153,7 +153,7 @@ def flattened(address: SocketAddressLegacy) -> SocketAddress:
 
 def check_unix_path(path: str) -> None:
     """Raise `CommandError` for a path or name that no unix socket can have."""
-    if len(os.fsencode(path)) > UNIX_PATH_LIMIT:
+    if len(os.fsencode(path)) >= UNIX_PATH_LIMIT:
         raise CommandError(f"UNIX socket path '{path}' is too long")
 
 
@@ -250,7 +250,9 @@ async def _resolve(address: InetSocketAddress) -> list[Any]:
     if address.numeric:
         flags |= socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(
+        # The loop's own function takes any number for a port and cuts it to 16 bits.
+        found = await asyncio.to_thread(
+            socket.getaddrinfo,
             address.host or None,
             address.port or None,
             family=_family(address),

@@ -269,8 +269,7 @@ class BlockExports:
         server = self._running_server()
         name = self._check_strings(options)
         for bitmap in options.bitmaps or ():
-            wanted = bitmap if isinstance(bitmap, str) else bitmap.name
-            raise CommandError(f"Bitmap '{wanted}' is not found")
+            raise CommandError(self._why_no_bitmap(bitmap))
         export = self._open(options, name, node)
         server.add_export(export.offer)
         self._exports[export.id] = export
@@ -292,6 +291,13 @@ class BlockExports:
             raise CommandError(f"export '{export_id}' still in use")
         self._shut_down(export, server)
         server.disconnect_clients(export.offer)
+
+    def _why_no_bitmap(self, bitmap: str | BlockDirtyBitmap) -> str:
+        if isinstance(bitmap, str):
+            return f"Bitmap '{bitmap}' is not found"
+        if bitmap.node not in self._graph.nodes:
+            return f"Node '{bitmap.node}' not found"
+        return f"Dirty bitmap '{bitmap.name}' not found"
 
     def _check_strings(self, options: BlockExportOptionsNbd) -> str:
         name = options.node_name if options.name is None else options.name

@@ -24,6 +24,7 @@ from nbdjobs.nodes.node import Limits, Node, NodeConfig
 from nbdjobs.nodes.options import BlockdevOptions, BlockdevRef
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.status import BlockStatus
+from nbdjobs.qapi.types import Int32
 from nbdjobs.qapi.visitor import to_qapi
 
 _LIMIT_END: Final = (1 << 31) - 1
@@ -73,11 +74,11 @@ class BlkdebugOptions(BlockdevOptions):
     image: BlockdevRef
     config: str | None = None
     align: int = 0
-    max_transfer: int = 0
-    opt_write_zero: int = 0
-    max_write_zero: int = 0
-    opt_discard: int = 0
-    max_discard: int = 0
+    max_transfer: Int32 = 0
+    opt_write_zero: Int32 = 0
+    max_write_zero: Int32 = 0
+    opt_discard: Int32 = 0
+    max_discard: Int32 = 0
     inject_error: tuple[InjectError, ...] = ()
     set_state: tuple[SetState, ...] = ()
     take_child_perms: tuple[PermissionName, ...] = ()
@@ -92,6 +93,7 @@ class BlkdebugNode(DriverNode[BlkdebugOptions]):
     """
 
     driver: ClassVar[str] = "blkdebug"
+    is_filter: ClassVar[bool] = True
     takes_debug_events: ClassVar[bool] = True
     options_type: ClassVar[type[BlockdevOptions]] = BlkdebugOptions
 
@@ -222,6 +224,17 @@ def _permissions(names: tuple[PermissionName, ...]) -> Permission:
 
 def _limits(options: BlkdebugOptions, child_alignment: int) -> Limits:
     """Check the limits against each other, in the order in which QEMU does."""
+    for name in (
+        "align",
+        "max_transfer",
+        "opt_write_zero",
+        "max_write_zero",
+        "opt_discard",
+        "max_discard",
+    ):
+        if getattr(options, name) < 0:
+            option = name.replace("_", "-")
+            raise CommandError(f"Parameter '{option}' expects a non-negative number below 2^64")
     align = options.align
     if align and (not 0 < align < _LIMIT_END or align & (align - 1)):
         raise _unmet("align", align)

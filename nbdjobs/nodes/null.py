@@ -20,6 +20,7 @@ from nbdjobs.nodes.node import SECTOR, Node, NodeConfig
 from nbdjobs.nodes.options import BlockdevOptions
 from nbdjobs.nodes.rounding import round_up
 from nbdjobs.nodes.status import DATA, BlockStatus, Status
+from nbdjobs.qapi.types import INT64_MAX, Uint64
 
 DEFAULT_SIZE: Final = 1 << 30
 _NS_PER_S: Final = 1_000_000_000
@@ -36,7 +37,7 @@ class NullOptions(BlockdevOptions):
     """
 
     size: int | None = None
-    latency_ns: int | None = None
+    latency_ns: Uint64 | None = None
     read_zeroes: bool = False
 
 
@@ -57,7 +58,7 @@ class _NullNode(DriverNode[NullOptions]):
         """Check the numbers."""
         if options.size is not None and options.size < 0:
             raise CommandError("Parameter 'size' expects a non-negative number below 2^64")
-        if options.latency_ns is not None and options.latency_ns < 0:
+        if options.latency_ns is not None and not 0 <= options.latency_ns <= INT64_MAX:
             raise CommandError("latency-ns is invalid")
         return cls(name, config, options)
 

@@ -23,7 +23,7 @@ from nbdjobs.nodes.options import BlockdevOptions, BlockdevRef
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.rounding import round_down
 from nbdjobs.nodes.status import BlockStatus
-from nbdjobs.qapi.types import INT64_MAX, Size
+from nbdjobs.qapi.types import INT64_MAX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +37,8 @@ class RawOptions(BlockdevOptions):
     """
 
     file: BlockdevRef
-    offset: Size | None = None
-    size: Size | None = None
+    offset: int | None = None
+    size: int | None = None
 
     @property
     def is_window(self) -> bool:
@@ -85,7 +85,7 @@ class RawNode(DriverNode[RawOptions]):
     def filename(self) -> str:
         """The child's, if this node shows all of it."""
         has_own = self._options.offset is not None or self._options.size is not None
-        is_plain = not has_own and self._file.has_plain_filename
+        is_plain = not has_own and not self._file.is_format and self._file.has_plain_filename
         return self._file.filename if is_plain else self.json_filename
 
     @property
@@ -176,6 +176,9 @@ class RawNode(DriverNode[RawOptions]):
 
 def _check_window(options: RawOptions, available: int) -> None:
     """Refuse a window that the child does not have, in QEMU's words."""
+    for name, value in (("offset", options.offset), ("size", options.size)):
+        if value is not None and value < 0:
+            raise CommandError(f"Parameter '{name}' expects a non-negative number below 2^64")
     offset = options.offset or 0
     if offset > available:
         raise CommandError(

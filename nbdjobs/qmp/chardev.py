@@ -17,13 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from nbdjobs.daemon.addresses import check_unix_path
 from nbdjobs.errors import CommandError
 
 BACKLOG: Final = 16
 """Connections that may wait to be accepted."""
-
-UNIX_PATH_LIMIT: Final = 108
-"""Size of `sun_path` in bytes on Linux, its closing NUL included."""
 
 SOCKET_MODE: Final = 0o600
 """Whoever may connect rules the daemon, so that is its user alone."""
@@ -74,7 +72,7 @@ async def connect(options: SocketChardev) -> socket.socket:
     """
     loop = asyncio.get_running_loop()
     if options.path is not None:
-        check_path(options.path)
+        check_unix_path(options.path)
         candidates: list[_Candidate] = [(socket.AF_UNIX, options.path)]
         shown = options.path
     else:
@@ -104,16 +102,8 @@ def remove_socket(listener: socket.socket) -> None:
             os.unlink(listener.getsockname())
 
 
-def check_path(path: str) -> None:
-    """Raise `CommandError` if the path of a unix socket is too long."""
-    if len(os.fsencode(path)) >= UNIX_PATH_LIMIT:
-        raise CommandError(
-            f"UNIX socket path '{path}' is too long\nPath must be less than {UNIX_PATH_LIMIT} bytes"
-        )
-
-
 def _listen_unix(path: str) -> socket.socket:
-    check_path(path)
+    check_unix_path(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(path)

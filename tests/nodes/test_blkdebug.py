@@ -196,7 +196,6 @@ def test_a_failing_read_modify_write_changes_nothing() -> None:
         ({"align": 4096, "max_write_zero": 2048}, "max-write-zero 2048"),
         ({"align": 4096, "opt_discard": 2048}, "opt-discard 2048"),
         ({"opt_discard": 1536, "max_discard": 1024}, "max-discard 1024"),
-        ({"max_transfer": -512}, "max-transfer -512"),
     ],
 )
 def test_limits_must_fit_together(members: dict[str, int], words: str) -> None:
@@ -209,6 +208,15 @@ def test_limits_must_fit_together(members: dict[str, int], words: str) -> None:
     with pytest.raises(CommandError) as caught:
         asyncio.run(open_node(Graph(), options))
     assert caught.value.description == f"Cannot meet constraints with {words}"
+
+
+def test_limits_are_not_negative() -> None:
+    image = NullOptions(driver="null-co")
+    options = BlkdebugOptions(driver="blkdebug", node_name="b", image=image, max_transfer=-512)
+    with pytest.raises(CommandError) as caught:
+        asyncio.run(open_node(Graph(), options))
+    expected = "Parameter 'max-transfer' expects a non-negative number below 2^64"
+    assert caught.value.description == expected
 
 
 def test_permissions_can_be_taken_and_refused() -> None:

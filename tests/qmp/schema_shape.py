@@ -70,9 +70,13 @@ def _compare(
         mine, other = ours.get(name), theirs.get(name)
         path = prefix + name
         if mine is None or other is None or mine.says != other.says:
-            yield Difference(path, mine and mine.says, other and other.says)
+            yield Difference(path, _said(mine), _said(other))
         else:
             yield from _compare(mine.inside, other.inside, path + ("." if prefix else " "))
+
+
+def _said(place: Place | None) -> str | None:
+    return None if place is None else place.says
 
 
 def _trees(schema: list[Entry], names: frozenset[str] | None) -> dict[str, Place]:

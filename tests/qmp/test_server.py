@@ -356,7 +356,7 @@ def test_a_stale_socket_is_replaced_and_a_file_is_not(tmp_path: Path) -> None:
         ),
         (
             SocketChardev(path="/tmp/" + "x" * 120, is_server=True),
-            f"UNIX socket path '/tmp/{'x' * 120}' is too long\nPath must be less than 108 bytes",
+            f"UNIX socket path '/tmp/{'x' * 120}' is too long",
         ),
         (
             SocketChardev(host="127.0.0.1", port="no-such", is_server=True),

@@ -7,7 +7,7 @@ Source: QEMU qapi/block-core.json.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from nbdjobs.nodes.device import Accounting, Device
@@ -179,7 +179,7 @@ def describe_node(node: Node, *, flat: bool = False) -> BlockDeviceInfo:
         node_name=node.name,
         ro=node.is_read_only,
         drv=node.driver,
-        backing_file_depth=0,
+        backing_file_depth=0 if flat else _filters_of(node),
         encrypted=False,
         detect_zeroes=node.config.detect_zeroes,
         bps=0,
@@ -203,14 +203,35 @@ def _signed(number: int) -> int:
 
 def describe_image(node: Node, *, flat: bool = False) -> ImageInfo:
     """The image that a node shows; with `flat`, without those below it."""
+    below = None if flat else _filtered(node)
     return ImageInfo(
         filename=node.filename,
         format=node.driver,
-        dirty_flag=False,
+        dirty_flag=False if _is_in_file(node) else None,
         actual_size=node.allocated_size,
         virtual_size=node.size,
         cluster_size=node.cluster_size or None,
+        backing_image=None if below is None else describe_image(below),
     )
+
+
+def _filtered(node: Node) -> Node | None:
+    """What a filter shows; QEMU treats it as a backing file here."""
+    if not node.is_filter:
+        return None
+    return next(edge.node for edge in node.edges.values() if edge.is_primary)
+
+
+def _filters_of(node: Node) -> int:
+    """How many filters are on top of each other."""
+    below = _filtered(node)
+    return 0 if below is None else 1 + _filters_of(below)
+
+
+def _is_in_file(node: Node) -> bool:
+    """Whether the content is in a file, so that QEMU knows whether its format is in order."""
+    children = (node.edges.get("file"), node.edges.get("image"))
+    return isinstance(node, FileNode) or any(each and _is_in_file(each.node) for each in children)
 
 
 def describe_device(device: Device) -> BlockInfo:
@@ -243,7 +264,9 @@ def describe_node_stats(node: Node) -> BlockStats:
     file = node.edges.get("file")
     return BlockStats(
         node_name=node.name,
-        stats=_describe_accounting(Accounting()),
+        stats=replace(
+            _describe_accounting(Accounting()), account_invalid=False, account_failed=False
+        ),
         driver_specific=_describe_specific(node),
         parent=None if file is None else describe_node_stats(file.node),
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from nbdjobs.daemon.daemon import Daemon
 from nbdjobs.jobs.backup import BackupJob
 from nbdjobs.jobs.block_job import BlockJob, IoStatus, find_block_job
+from nbdjobs.jobs.job import Job
 from nbdjobs.jobs.status import JobStatus, JobType
 from nbdjobs.qmp.registry import command
 
@@ -87,7 +88,7 @@ def query_jobs(daemon: Daemon) -> list[JobInfo]:
             total_progress=info.total_progress,
             error=info.error,
         )
-        for info in (job.info() for job in daemon.jobs)
+        for info in (job.info() for job in _newest_first(daemon))
     ]
 
 
@@ -179,7 +180,11 @@ class BlockJobInfo:
 @command("query-block-jobs")
 def query_block_jobs(daemon: Daemon) -> list[BlockJobInfo]:
     """All jobs that work on nodes."""
-    return [_describe(job) for job in daemon.jobs if isinstance(job, BlockJob)]
+    return [_describe(job) for job in _newest_first(daemon) if isinstance(job, BlockJob)]
+
+
+def _newest_first(daemon: Daemon) -> list[Job]:
+    return list(daemon.jobs)[::-1]
 
 
 def _describe(job: BlockJob) -> BlockJobInfo:
