@@ -159,7 +159,8 @@ def _zsh_option(option: Option) -> list[str]:
 def _zsh_action(argument: Argument) -> str:
     if argument.choices:
         return f"({' '.join(argument.choices)})"
-    return "_files" if argument.is_path else " "
+    # Beginning an option is not beginning a value that nobody can guess.
+    return "_files" if argument.is_path else f'_guard "^-*" {argument.name}'
 
 
 def fish(commands: Sequence[Command]) -> str:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -109,6 +110,32 @@ def test_shells_read_the_scripts(
         assert (ended.returncode, ended.stderr) == (0, "")
 
 
+def test_fish_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if shutil.which("fish") is None:
+        pytest.skip("fish was not found")
+    (tmp_path / "script").write_text(script("fish", capsys))
+    (tmp_path / "disk one.img").touch()
+    expected = {
+        "nbdjobs ba": ["backup"],
+        "nbdjobs backup --sync ": ["full", "none"],
+        "nbdjobs cancel j --f": ["--force"],
+        "nbdjobs daemon --ch": ["--chardev", "--check"],
+        "nbdjobs serve di": ["disk one.img"],
+        "nbdjobs pause di": [],
+    }
+    asked = "".join(f"echo '{line}:'; complete -C '{line}';" for line in expected)
+    ended = subprocess.run(
+        ["fish", "--no-config", "-c", f"source ./script; {asked}"],
+        cwd=tmp_path,
+        env={**os.environ, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    offered = [line.partition("\t")[0].replace("\\", "") for line in ended.stdout.splitlines()]
+    assert offered == [word for line, words in expected.items() for word in (f"{line}:", *words)]
+
+
 def test_zsh_gets_descriptions_values_and_places() -> None:
     text = SCRIPTS["zsh"](ODD)
     assert r"""'*--ex[it'"'"'s \[a\]\: \\ $HOME]:PATH:_files'""" in text
@@ -116,6 +143,8 @@ def test_zsh_gets_descriptions_values_and_places() -> None:
     assert "'1:KIND:(one two)'" in text
     assert "2:FILE:_files" in text
     assert text.startswith("#compdef nbdjobs\n")
+    unknown = Command("c", "", (Option(("--id",), "name", Argument("ID")),), ())
+    assert """'*--id[name]:ID:_guard "^-*" ID'""" in SCRIPTS["zsh"]([unknown])
 
 
 def test_fish_gets_descriptions_values_and_places() -> None:
