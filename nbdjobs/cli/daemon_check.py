@@ -28,11 +28,13 @@ from nbdjobs.cli.daemon_setup import Setup
 from nbdjobs.cli.exits import ExitCode
 from nbdjobs.cli.units import plural
 from nbdjobs.daemon.addresses import (
+    FdSocketAddress,
     InetSocketAddress,
     SocketAddress,
     UnixSocketAddress,
     bind,
     check_unix_path,
+    passed_socket,
 )
 from nbdjobs.daemon.daemon import Daemon
 from nbdjobs.daemon.exports import BlockExports
@@ -205,6 +207,8 @@ async def _look_at_address(address: SocketAddress) -> None:
         check_unix_path(address.path)
         if not address.abstract:
             _check_unix(address.path)
+    elif isinstance(address, FdSocketAddress):
+        passed_socket(address).detach()  # it stays open, as whoever passed it may expect
     elif isinstance(address, InetSocketAddress):
         await _try_to_bind(address)
 

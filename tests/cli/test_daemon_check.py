@@ -98,11 +98,16 @@ WRONG = [
 
 
 OUR_WRONG = [
+    "--object throttle-group,id=t --blockdev throttle,node-name=d,throttle-group=x,file.driver="
+    "null-co",
+    "--nbd-server addr.type=fd,addr.str=999",
+    "--nbd-server addr.type=fd,addr.str=x",
     "--chardev socket,id=q,server=on",
     "--chardev socket,id=q,path={disk},server=on,wait=off --monitor q",
     "--nbd-server addr.type=unix,addr.path={disk}",
 ]
-"""What qemu-storage-daemon 7.2 does not refuse: it even removes the file in a socket's place."""
+"""What qemu-storage-daemon 7.2 does not refuse, or not at once: it even removes the file in a
+socket's place."""
 
 
 @pytest.mark.parametrize("text", [*WRONG, *OUR_WRONG])
