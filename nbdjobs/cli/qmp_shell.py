@@ -50,13 +50,15 @@ def run_shell(path: Path) -> int:
     with _Background() as background, background.session(path) as session:
         schema = background.wait(fetch_schema(session))
         if not is_interactive:
-            _show_events(session, Screen(sys.stderr))
-            return _run_lines(background, session, schema, iter(sys.stdin))
+            screen = Screen(sys.stderr)
+            _show_events(session, screen)
+            return _run_lines(background, session, schema, screen, iter(sys.stdin))
         screen = Screen(sys.stdout)
         _show_events(session, screen)
-        with _editing(schema):
-            print(WELCOME)
-            _run_lines(background, session, schema, screen.lines())
+        with _editing(schema, screen):
+            with screen.writing:
+                print(WELCOME)
+            _run_lines(background, session, schema, screen, screen.lines())
         return ExitCode.DONE
 
 
@@ -80,38 +82,53 @@ class Screen(EventListener):
 
     Args:
         output: Where.
+
+    Attributes:
+        writing: Held by whichever thread writes, until all of it is there.
     """
 
     def __init__(self, output: IO[str]):
         super().__init__()
+        self.writing = threading.Lock()
         self._output = output
         self._is_at_prompt = False
 
     async def put(self, event: Message) -> None:
         """Show an event."""
         line = describe_event(event)
-        if self._is_at_prompt:
-            # Back to the beginning of the line, and erase it.
-            typed = PROMPT + readline.get_line_buffer()
-            print(f"\r\x1b[K{line}\n{typed}", end="", file=self._output, flush=True)
-        else:
-            print(line, file=self._output, flush=True)
+        with self.writing:
+            if self._is_at_prompt:
+                # Back to the beginning of the line, and erase it.
+                typed = PROMPT + readline.get_line_buffer()
+                print(f"\r\x1b[K{line}\n{typed}", end="", file=self._output, flush=True)
+            else:
+                print(line, file=self._output, flush=True)
+
+    def at_prompt(self) -> None:
+        """Readline has written the prompt and begins to take what is typed."""
+        if not self._is_at_prompt:
+            self._is_at_prompt = True
+            self.writing.release()
 
     def lines(self) -> Iterator[str]:
         """Ask the user for lines; Ctrl-C begins a new one, Ctrl-D is the end."""
         while True:
-            self._is_at_prompt = True
             try:
-                line = input(PROMPT)
+                yield self._ask()
             except KeyboardInterrupt:
                 print()
-                continue
             except EOFError:
                 print()
                 return
-            finally:
-                self._is_at_prompt = False
-            yield line
+
+    def _ask(self) -> str:
+        self.writing.acquire()  # readline writes the prompt; `at_prompt` lets others write
+        try:
+            return input(PROMPT)
+        finally:
+            if not self._is_at_prompt:
+                self.writing.release()
+            self._is_at_prompt = False
 
 
 def describe_event(event: Message) -> str:
@@ -135,14 +152,20 @@ def history_file() -> Path:
 
 
 def _run_lines(
-    background: _Background, session: Session, schema: Schema, lines: Iterator[str]
+    background: _Background,
+    session: Session,
+    schema: Schema,
+    screen: Screen,
+    lines: Iterator[str],
 ) -> ExitCode:
     code = ExitCode.DONE
     for line in lines:
         try:
             words = split_line(line)
             if words:
-                print(pretty(background.wait(call(session, schema, words))), flush=True)
+                answer = pretty(background.wait(call(session, schema, words)))
+                with screen.writing:
+                    print(answer, flush=True)
             if words[:1] == ["quit"]:
                 break
         except KeyboardInterrupt:
@@ -152,7 +175,8 @@ def _run_lines(
         except ServerGoneError:
             raise
         except CliError as error:
-            print(f"nbdjobs: {error}", file=sys.stderr, flush=True)
+            with screen.writing:
+                print(f"nbdjobs: {error}", file=sys.stderr, flush=True)
             code = ExitCode.FAILED
     return code
 
@@ -162,7 +186,7 @@ def _show_events(session: Session, screen: Screen) -> None:
 
 
 @contextlib.contextmanager
-def _editing(schema: Schema) -> Iterator[None]:
+def _editing(schema: Schema, screen: Screen) -> Iterator[None]:
     """Let lines be completed, and remembered for the next shell."""
     candidates: list[str] = []
 
@@ -172,6 +196,7 @@ def _editing(schema: Schema) -> Iterator[None]:
             candidates[:] = completions(schema, line, begin, word)
         return candidates[number] if number < len(candidates) else None
 
+    readline.set_pre_input_hook(screen.at_prompt)
     readline.set_completer(completer)
     readline.set_completer_delims(" \t")
     is_libedit = "libedit" in (readline.__doc__ or "")
@@ -188,6 +213,7 @@ def _editing(schema: Schema) -> Iterator[None]:
             history.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             readline.write_history_file(history)
         readline.set_completer(None)
+        readline.set_pre_input_hook(None)
 
 
 class _Background:
