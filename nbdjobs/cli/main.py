@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol, cast
@@ -61,7 +63,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    code = _run(list(sys.argv[1:] if argv is None else argv))
+    try:
+        sys.stdout.flush()  # here, since at Python's own end a reader who has left is an error
+    except BrokenPipeError:
+        _drop_output()
+        return code or ExitCode.FAILED
+    return code
+
+
+def _run(words: list[str]) -> int:
     try:
         if words[:1] == [DAEMON]:
             return _daemon(words[1:])
@@ -77,13 +88,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error), ExitCode.FAILED)
     except BrokenPipeError:
         # Whoever read our output has had enough, `nbdjobs ... | head` for example.
-        sys.stderr.close()
+        _drop_output()
         return ExitCode.FAILED
     except OSError as error:
         name = f"'{error.filename}': " if error.filename is not None else ""
         return _complain(f"{name}{error.strerror or error}", ExitCode.FAILED)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
+
+
+def _drop_output() -> None:
+    """Let what is still to be written go nowhere: Python would complain of it at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _daemon(words: list[str]) -> int:
