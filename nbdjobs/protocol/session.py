@@ -201,7 +201,6 @@ class Session:
         self._in_batch = True
         try:
             while end - position >= header_size and not self.is_held:
-                batch += 1
                 got_magic, flags, command, cookie, offset, length = unpack_from(view, position)
                 if got_magic != magic:
                     raise ProtocolError(f"invalid magic (got {got_magic:#x})")
@@ -219,6 +218,7 @@ class Session:
                     position += length
                 else:
                     position += header_size
+                batch += 1
                 if command == _DISC:
                     self.is_over = True
                     break

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from nbdjobs.cli import completion
 from nbdjobs.cli.completion_scripts import SCRIPTS, Argument, Command, Option
 from nbdjobs.cli.exits import ExitCode
 from nbdjobs.cli.main import DAEMON, SUBCOMMANDS, main, whole_parser
+from tests.interop.tools import require
 
 ODD = [
     Command(
@@ -37,8 +37,7 @@ def script(shell: str, capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.fixture
 def bash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     """The script for bash, beside a file and a folder to complete."""
-    if shutil.which("bash") is None:
-        pytest.skip("bash was not found")
+    require("bash")
     path = tmp_path / "script"
     path.write_text(script("bash", capsys))
     (tmp_path / "disk one.img").touch()
@@ -101,8 +100,7 @@ def test_the_scripts_know_every_option_of_every_subcommand() -> None:
 def test_shells_read_the_scripts(
     shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} was not found")
+    require(shell)
     for text in (script(shell, capsys), SCRIPTS[shell](ODD)):
         path = tmp_path / "script"
         path.write_text(text)
@@ -111,8 +109,7 @@ def test_shells_read_the_scripts(
 
 
 def test_fish_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if shutil.which("fish") is None:
-        pytest.skip("fish was not found")
+    require("fish")
     (tmp_path / "script").write_text(script("fish", capsys))
     (tmp_path / "disk one.img").touch()
     expected = {

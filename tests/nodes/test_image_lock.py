@@ -12,7 +12,6 @@ import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from shutil import which
 
 import pytest
 
@@ -24,14 +23,20 @@ from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.opening import open_node
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.raw import RawOptions
+from tests.interop.tools import require
 
 READ = Permission.CONSISTENT_READ
 WRITE = Permission.WRITE
 SIZE = 1024 * 1024
 
-needs_qemu = pytest.mark.skipif(
-    not (which("qemu-img") and which("qemu-io")), reason="needs qemu-img and qemu-io"
-)
+needs_qemu = pytest.mark.usefixtures("qemu")
+
+
+@pytest.fixture
+def qemu() -> None:
+    """Skip by name where the tools are missing, or fail where they are required."""
+    require("qemu-img")
+    require("qemu-io")
 
 
 @pytest.fixture
