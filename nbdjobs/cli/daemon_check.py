@@ -39,10 +39,11 @@ from nbdjobs.daemon.addresses import (
 from nbdjobs.daemon.daemon import Daemon
 from nbdjobs.daemon.exports import BlockExports
 from nbdjobs.errors import CommandError
+from nbdjobs.nodes.config import SECTOR, CacheMode, NodeConfig
 from nbdjobs.nodes.drivers import DRIVERS
 from nbdjobs.nodes.file import FileNode, FileOptions, check_options
 from nbdjobs.nodes.host_device import HostDeviceNode
-from nbdjobs.nodes.node import SECTOR, CacheMode, Node, NodeConfig
+from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.null import NullCoNode, NullOptions
 from nbdjobs.nodes.options import BlockdevOptions
 from nbdjobs.nodes.rounding import round_up

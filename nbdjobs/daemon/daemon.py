@@ -16,7 +16,8 @@ from nbdjobs.jobs.collection import Jobs
 from nbdjobs.nodes import permissions
 from nbdjobs.nodes.device import Device
 from nbdjobs.nodes.graph import Graph
-from nbdjobs.nodes.node import BlockOp, Node
+from nbdjobs.nodes.node import Node
+from nbdjobs.nodes.op_blockers import BlockOp
 from nbdjobs.nodes.opening import open_node
 from nbdjobs.nodes.options import BlockdevOptions
 from nbdjobs.nodes.permissions import Permission
@@ -120,7 +121,7 @@ class Daemon:
         node = self.graph.find(name)
         if any(isinstance(edge.parent, Device) for edge in node.parents):
             raise CommandError(f"Node {name} is in use")
-        node.check_not_blocked(BlockOp.DRIVE_DEL)
+        node.op_blockers.check(BlockOp.DRIVE_DEL)
         if not node.is_owned_by_user:
             raise CommandError(f"Node {name} is not owned by the monitor")
         if node.parents:
@@ -144,7 +145,7 @@ class Daemon:
             )
         if size < 0:
             raise CommandError("Parameter 'size' expects a >0 size")
-        if node.op_blockers.get(BlockOp.RESIZE):
+        if node.op_blockers.rules_out(BlockOp.RESIZE):
             raise CommandError(f"Device '{device or '(null)'}' is in use")
         user = Device(self.graph, node, needed=Permission.RESIZE, shared=permissions.ALL)
         try:

@@ -33,13 +33,15 @@ from nbdjobs.jobs.transaction import Transaction
 from nbdjobs.nodes import copy_before_write
 from nbdjobs.nodes.background import Background
 from nbdjobs.nodes.block_copy import BlockCopy, CopyError, CopyTuning
+from nbdjobs.nodes.config import NodeConfig
 from nbdjobs.nodes.copy_before_write import (
     CopyBeforeWrite,
     CopyBeforeWriteOptions,
     OnCbwError,
 )
 from nbdjobs.nodes.graph import Graph
-from nbdjobs.nodes.node import BlockOp, Node, NodeConfig
+from nbdjobs.nodes.node import Node
+from nbdjobs.nodes.op_blockers import BlockOp
 from nbdjobs.nodes.rounding import round_down
 
 logger = logging.getLogger(__name__)
@@ -192,8 +194,8 @@ def _check(source: Node, target: Node, options: BackupOptions) -> None:
     if options.compress and not target.supports_compressed_writes:
         # QEMU names the device here; a target that is a node has none, and the blank stays.
         raise CommandError("Compression is not supported for this drive ")
-    source.check_not_blocked(BlockOp.BACKUP_SOURCE)
-    target.check_not_blocked(BlockOp.BACKUP_TARGET)
+    source.op_blockers.check(BlockOp.BACKUP_SOURCE)
+    target.op_blockers.check(BlockOp.BACKUP_TARGET)
     if not 1 <= options.perf.max_workers <= MAX_WORKERS:
         raise CommandError(f"max-workers must be between 1 and {MAX_WORKERS}")
     if options.perf.max_chunk < 0:

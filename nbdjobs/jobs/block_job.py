@@ -114,12 +114,12 @@ class BlockJob(Job, Root):
     def use(self, name: str, node: Node) -> None:
         """Hold on to a node and rule out commands that would disturb the job."""
         self._graph.attach(self, name, node, Role.ROOT)
-        node.block(self._blocks)
+        node.op_blockers.add(self._blocks)
 
     def let_go(self) -> None:
         """End all uses of nodes."""
         for edge in list(self.edges.values()):
-            edge.node.unblock(self._blocks)
+            edge.node.op_blockers.remove(self._blocks)
             self._graph.detach(edge)
 
     # Errors

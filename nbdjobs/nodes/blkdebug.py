@@ -17,10 +17,11 @@ from nbdjobs.errors import CommandError, NodeError
 from nbdjobs.nodes import permissions
 from nbdjobs.nodes.blkdebug_config import read_config
 from nbdjobs.nodes.blkdebug_rules import InjectError, IOType, Rules, SetState
+from nbdjobs.nodes.config import Limits, NodeConfig
 from nbdjobs.nodes.driver import ChildReference, DriverNode
 from nbdjobs.nodes.events import DebugEvent
 from nbdjobs.nodes.graph import Edge, Role
-from nbdjobs.nodes.node import Limits, Node, NodeConfig
+from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.options import BlockdevOptions, BlockdevRef
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.status import BlockStatus

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from nbdjobs.nodes.config import SECTOR
 from nbdjobs.nodes.events import DebugEvent
-from nbdjobs.nodes.node import SECTOR
 from nbdjobs.qapi.types import member
 
 ANY_STATE: Final = 0

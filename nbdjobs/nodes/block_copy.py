@@ -25,8 +25,9 @@ from bitarray import bitarray
 
 from nbdjobs.errors import NodeError
 from nbdjobs.nodes.buffers import BUFFER_SIZE, BufferPool
+from nbdjobs.nodes.gate import is_zero
 from nbdjobs.nodes.graph import Edge
-from nbdjobs.nodes.node import Node, is_zero
+from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.rounding import round_down
 from nbdjobs.nodes.status import DATA, BlockStatus, Status
 from nbdjobs.nodes.tracked import Kind, TrackedRequests

@@ -33,8 +33,10 @@ from nbdjobs.nodes import permissions
 from nbdjobs.nodes.background import Background
 from nbdjobs.nodes.block_copy import BlockCopy, CopyError, CopyTuning, choose_cluster_size
 from nbdjobs.nodes.clock import Clock, LoopClock
+from nbdjobs.nodes.config import NodeConfig
+from nbdjobs.nodes.gate import Operation
 from nbdjobs.nodes.graph import Edge, Graph, Role
-from nbdjobs.nodes.node import Node, NodeConfig, Operation
+from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.status import BlockStatus
 

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
+from nbdjobs.nodes.config import NodeConfig
 from nbdjobs.nodes.graph import Graph, Role
-from nbdjobs.nodes.node import Node, NodeConfig
+from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.options import BlockdevOptions
 
 OptionsT = TypeVar("OptionsT", bound=BlockdevOptions)

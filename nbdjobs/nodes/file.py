@@ -23,11 +23,12 @@ from weakref import WeakSet
 
 from nbdjobs.errors import CommandError, NodeError
 from nbdjobs.nodes import image_lock, permissions
+from nbdjobs.nodes.config import NodeConfig
 from nbdjobs.nodes.data_map import DataMap
 from nbdjobs.nodes.driver import DriverNode
 from nbdjobs.nodes.flusher import Flusher
 from nbdjobs.nodes.image_lock import ImageLock
-from nbdjobs.nodes.node import Node, NodeConfig
+from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.options import BlockdevOptions
 from nbdjobs.nodes.pace import SLOW_NS, Pace
 from nbdjobs.nodes.permissions import Permission

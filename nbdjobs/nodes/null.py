@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, Self
 
 from nbdjobs.errors import CommandError
+from nbdjobs.nodes.config import SECTOR, NodeConfig
 from nbdjobs.nodes.driver import DriverNode
-from nbdjobs.nodes.node import SECTOR, Node, NodeConfig
+from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.options import BlockdevOptions
 from nbdjobs.nodes.rounding import round_up
 from nbdjobs.nodes.status import DATA, BlockStatus, Status

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from nbdjobs.errors import CommandError
+from nbdjobs.nodes.config import CacheMode, DetectZeroes, NodeConfig
 from nbdjobs.nodes.drivers import DRIVERS
 from nbdjobs.nodes.graph import Graph
-from nbdjobs.nodes.node import CacheMode, DetectZeroes, Node, NodeConfig
+from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.options import BlockdevOptions, CacheOptions, Discard
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
-from nbdjobs.nodes.node import DetectZeroes
+from nbdjobs.nodes.config import DetectZeroes
 from nbdjobs.qapi.types import Alternate, flat_union
 
 

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from nbdjobs.errors import CommandError
+from nbdjobs.nodes.config import SECTOR, NodeConfig
 from nbdjobs.nodes.driver import ChildReference, DriverNode
 from nbdjobs.nodes.events import DebugEvent
+from nbdjobs.nodes.gate import Operation
 from nbdjobs.nodes.graph import Edge, Role
-from nbdjobs.nodes.node import SECTOR, Node, NodeConfig, Operation
+from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.options import BlockdevOptions, BlockdevRef
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.rounding import round_down

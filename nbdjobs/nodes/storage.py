@@ -18,7 +18,7 @@ from typing import ClassVar, Final, NamedTuple, Self
 from nbdjobs.errors import CommandError, NodeError
 from nbdjobs.nodes import syscalls
 from nbdjobs.nodes.bounce import BOUNCE, BounceBuffers
-from nbdjobs.nodes.node import SECTOR, Limits, NodeConfig
+from nbdjobs.nodes.config import SECTOR, Limits, NodeConfig
 from nbdjobs.nodes.rounding import round_up
 from nbdjobs.nodes.syscalls import (
     FALLOC_FL_KEEP_SIZE,

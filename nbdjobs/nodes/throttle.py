@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from nbdjobs.errors import CommandError
+from nbdjobs.nodes.config import NodeConfig
 from nbdjobs.nodes.driver import ChildReference, DriverNode
+from nbdjobs.nodes.gate import Operation
 from nbdjobs.nodes.graph import Graph, Role
 from nbdjobs.nodes.leaky_bucket import Direction
-from nbdjobs.nodes.node import Node, NodeConfig, Operation
+from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.options import BlockdevOptions, BlockdevRef
 from nbdjobs.nodes.status import BlockStatus
 from nbdjobs.nodes.throttle_group import Member

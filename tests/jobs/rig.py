@@ -143,7 +143,7 @@ class Rig:
         assert self.source.parents == [self.guest.edge]
         assert self.target.parents == []
         for node in (self.source, self.target):
-            assert not any(node.op_blockers.values())
+            assert not node.op_blockers
             assert node.in_flight == 0
         assert self.guest.in_flight == 0
         assert self.clock.pending == 0

@@ -24,11 +24,13 @@ from nbdjobs.jobs.block_job import OnError, choose_action, find_block_job
 from nbdjobs.jobs.collection import Jobs
 from nbdjobs.jobs.job import JobOptions
 from nbdjobs.jobs.status import JobStatus
+from nbdjobs.nodes.config import NodeConfig
 from nbdjobs.nodes.copy_before_write import CopyBeforeWrite, OnCbwError
 from nbdjobs.nodes.device import Device
 from nbdjobs.nodes.graph import Graph
-from nbdjobs.nodes.node import BlockOp, Node, NodeConfig
+from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.null import NullOptions
+from nbdjobs.nodes.op_blockers import BlockOp
 from nbdjobs.nodes.opening import open_node
 from nbdjobs.nodes.permissions import Permission
 from tests.jobs.rig import CLUSTER, GUEST, Events, Rig, turns
@@ -195,7 +197,7 @@ def test_nodes_in_use_by_a_backup_refuse_what_would_disturb_it() -> None:
         assert await start(rig.filter, spare) == busy_filter
         for node, text in ((rig.target, BUSY), (rig.filter, busy_filter)):
             with pytest.raises(CommandError) as caught:
-                node.check_not_blocked(BlockOp.DRIVE_DEL)
+                node.op_blockers.check(BlockOp.DRIVE_DEL)
             assert str(caught.value) == text
         assert (await start(spare, rig.source)).startswith(
             "Could not create node: Permission conflict on node 's': permissions 'write' are"

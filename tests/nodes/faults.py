@@ -23,7 +23,8 @@ from types import TracebackType
 from typing import NamedTuple
 
 from nbdjobs.errors import NodeError
-from nbdjobs.nodes.node import NO_LIMITS, SECTOR, Limits, Node, NodeConfig
+from nbdjobs.nodes.config import NO_LIMITS, SECTOR, Limits, NodeConfig
+from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.status import DATA, HOLE, BlockStatus
 
 STATUS_BLOCK = 4096

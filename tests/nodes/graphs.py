@@ -7,8 +7,9 @@ from __future__ import annotations
 import asyncio
 
 from nbdjobs.errors import CommandError
+from nbdjobs.nodes.config import NodeConfig
 from nbdjobs.nodes.graph import Edge, Graph, Role, Root
-from nbdjobs.nodes.node import Node, NodeConfig
+from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.permissions import ALL, NONE, Permission
 from tests.nodes.faults import MemoryNode
 

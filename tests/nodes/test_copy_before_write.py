@@ -11,13 +11,13 @@ import pytest
 
 from nbdjobs.errors import CommandError, NodeError
 from nbdjobs.nodes import copy_before_write
+from nbdjobs.nodes.config import NodeConfig
 from nbdjobs.nodes.copy_before_write import (
     CopyBeforeWrite,
     CopyBeforeWriteOptions,
     OnCbwError,
 )
 from nbdjobs.nodes.device import Device
-from nbdjobs.nodes.node import NodeConfig
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.status import HOLE
 from tests.jobs.rig import CLUSTER, Rig, turns

@@ -16,16 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdjobs.errors import CommandError, NodeError
-from nbdjobs.nodes.node import (
-    NO_LIMITS,
-    BlockOp,
-    CacheMode,
-    DetectZeroes,
-    Limits,
-    Node,
-    NodeConfig,
-    is_zero,
-)
+from nbdjobs.nodes.config import NO_LIMITS, CacheMode, DetectZeroes, Limits, NodeConfig
+from nbdjobs.nodes.gate import is_zero
+from nbdjobs.nodes.node import Node
+from nbdjobs.nodes.op_blockers import BlockOp
 from nbdjobs.nodes.rounding import round_down, round_up
 from nbdjobs.nodes.status import DATA, HOLE, BlockStatus
 from tests.nodes.faults import MemoryNode, Op, Request
@@ -584,15 +578,15 @@ def test_caching_goes_down_to_the_storage() -> None:
 def test_the_operations_that_a_use_rules_out_are_refused_with_its_reason() -> None:
     node = MemoryNode(name="s")
     reason = "block device is in use by block job: backup"
-    node.block(reason, allowed=frozenset({BlockOp.BACKUP_SOURCE}))
-    node.block(reason)
-    node.unblock(reason)
-    node.check_not_blocked(BlockOp.BACKUP_SOURCE)
+    node.op_blockers.add(reason, allowed=frozenset({BlockOp.BACKUP_SOURCE}))
+    node.op_blockers.add(reason)
+    node.op_blockers.remove(reason)
+    node.op_blockers.check(BlockOp.BACKUP_SOURCE)
     with pytest.raises(CommandError) as refusal:
-        node.check_not_blocked(BlockOp.RESIZE)
+        node.op_blockers.check(BlockOp.RESIZE)
     assert refusal.value.description == f"Node 's' is busy: {reason}"
-    node.unblock(reason)
-    node.check_not_blocked(BlockOp.RESIZE)
+    node.op_blockers.remove(reason)
+    node.op_blockers.check(BlockOp.RESIZE)
 
 
 def test_a_copy_that_the_storage_cannot_do_is_left_to_the_caller() -> None:

@@ -14,11 +14,12 @@ import pytest
 
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes.blkdebug import BlkdebugOptions, PermissionName
+from nbdjobs.nodes.config import CacheMode, DetectZeroes, NodeConfig
 from nbdjobs.nodes.driver import AnyDriver
 from nbdjobs.nodes.drivers import DRIVERS
 from nbdjobs.nodes.file import AioBackend, FileOptions
 from nbdjobs.nodes.graph import Graph
-from nbdjobs.nodes.node import CacheMode, DetectZeroes, Node, NodeConfig
+from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.null import NullOptions
 from nbdjobs.nodes.opening import open_node
 from nbdjobs.nodes.options import BlockdevOptions, CacheOptions, Discard

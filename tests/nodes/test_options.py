@@ -9,10 +9,10 @@ import pytest
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes.blkdebug import BlkdebugOptions
 from nbdjobs.nodes.blkdebug_rules import InjectError, IOType, SetState
+from nbdjobs.nodes.config import DetectZeroes
 from nbdjobs.nodes.drivers import DRIVERS
 from nbdjobs.nodes.events import DebugEvent
 from nbdjobs.nodes.file import AioBackend, FileOptions, OnOffAuto
-from nbdjobs.nodes.node import DetectZeroes
 from nbdjobs.nodes.null import NullOptions
 from nbdjobs.nodes.options import BlockdevOptions, CacheOptions, Discard
 from nbdjobs.nodes.raw import RawOptions

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes import permissions
+from nbdjobs.nodes.config import Limits
 from nbdjobs.nodes.device import Device
 from nbdjobs.nodes.graph import Edge, Graph, Role, Root, cumulative_permissions
-from nbdjobs.nodes.node import Limits, Node
+from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.permissions import ALL, NONE, Permission
 from tests.nodes.faults import MemoryNode
 from tests.nodes.graphs import (

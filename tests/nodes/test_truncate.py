@@ -14,10 +14,11 @@ import pytest
 
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes import permissions
+from nbdjobs.nodes.config import MAX_SIZE
 from nbdjobs.nodes.device import Device
 from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.leaky_bucket import ThrottleConfig
-from nbdjobs.nodes.node import MAX_SIZE, Node
+from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.opening import open_node
 from nbdjobs.nodes.options import BlockdevOptions
 from nbdjobs.nodes.permissions import Permission

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from nbdjobs.errors import NodeError
+from nbdjobs.nodes.config import DetectZeroes, Limits, NodeConfig
 from nbdjobs.nodes.device import Device
 from nbdjobs.nodes.file import FileOptions
 from nbdjobs.nodes.graph import Graph
-from nbdjobs.nodes.node import DetectZeroes, Limits, Node, NodeConfig
+from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.opening import open_node
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.raw import RawOptions

@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from nbdjobs.nodes.config import DetectZeroes
 from nbdjobs.nodes.device import Accounting, Device
 from nbdjobs.nodes.file import FileNode
-from nbdjobs.nodes.node import DetectZeroes, Node
+from nbdjobs.nodes.node import Node
 from nbdjobs.qapi.types import INT64_MAX, Uint64, flat_union, member
 
 
