@@ -178,6 +178,10 @@ class BlockExports:
         """NBD clients now."""
         return self._server.connection_count if self._server is not None else 0
 
+    def connection_count_of(self, export: BlockExport) -> int:
+        """NBD clients of one export now; one that opens several connections counts as several."""
+        return self._server.client_count(export.offer) if self._server is not None else 0
+
     def hold_clients(self) -> None:
         """Let NBD clients wait to be accepted until `release_clients`."""
         self._is_holding = True

@@ -100,6 +100,23 @@ def test_a_hard_removal_cuts_the_client_off_and_finishes_its_request(tmp_path: P
     with_daemon(scenario, tmp_path)
 
 
+def test_connections_are_counted_per_export(tmp_path: Path) -> None:
+    async def scenario(rig: Rig, monitor: Monitor) -> None:
+        async def counts() -> dict[str, int]:
+            exports = await monitor.get("query-block-exports")
+            return {export["id"]: export["x-connections"] for export in exports}
+
+        await rig.start_nbd(monitor)
+        await rig.export(monitor, "disk")
+        await rig.export(monitor, "disk", id="second", name="second", writable=False)
+        assert await counts() == {"export-disk": 0, "second": 0}
+        await rig.client("disk")
+        await rig.client("disk")
+        assert await counts() == {"export-disk": 2, "second": 0}
+
+    with_daemon(scenario, tmp_path)
+
+
 def test_stopping_the_server_ends_all_exports(tmp_path: Path) -> None:
     async def scenario(rig: Rig, monitor: Monitor) -> None:
         await rig.start_nbd(monitor)

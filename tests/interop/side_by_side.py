@@ -31,6 +31,7 @@ DROPPED: Final = frozenset(
         "idle_time_ns",
         "offset",
         "timestamp",
+        "x-connections",
         "x-intercepted-bytes",
         "x-intercepted-operations",
     }

@@ -334,7 +334,7 @@ def asked(path: Path) -> Any:
     """What the monitor at a unix socket answers."""
     with QmpClient.connect(path) as monitor:
         greeting = monitor.greeting["QMP"]["capabilities"]
-        return greeting, monitor.execute("query-block-exports")
+        return greeting, MadeUpNames().comparable(monitor.execute("query-block-exports"))
 
 
 def exports(uri: str) -> Any:

@@ -28,6 +28,7 @@ OURS: Final[Mapping[str, str]] = {
     "blockdev-backup arg.on-cbw-error": "since QEMU 7.1 only on the copy-before-write node",
     "blockdev-backup arg.x-perf.min-cluster-size": "since QEMU 9.2",
     "nbd-server-start arg.handshake-max-seconds": "since QEMU 9.2",
+    "query-block-exports ret.*.x-connections": "an extra of nbdjobs",
     "query-block-jobs ret.*.x-intercepted-bytes": "an extra of nbdjobs",
     "query-block-jobs ret.*.x-intercepted-operations": "an extra of nbdjobs",
 }

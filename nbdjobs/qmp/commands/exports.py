@@ -115,12 +115,17 @@ def block_export_del(daemon: Daemon, arguments: BlockExportDel) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockExportInfo:
-    """An export as query-block-exports shows it."""
+    """An export as query-block-exports shows it.
+
+    Attributes:
+        x_connections: NBD connections to it; an extra of nbdjobs.
+    """
 
     id: str
     type: BlockExportType
     node_name: str
     shutting_down: bool
+    x_connections: int
 
 
 @command("query-block-exports")
@@ -132,6 +137,7 @@ def query_block_exports(daemon: Daemon) -> list[BlockExportInfo]:
             type=BlockExportType.NBD,
             node_name=export.device.node.name,
             shutting_down=export.is_shutting_down,
+            x_connections=daemon.exports.connection_count_of(export),
         )
         for export in daemon.exports
     ]
