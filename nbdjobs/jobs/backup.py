@@ -23,9 +23,8 @@ from enum import StrEnum
 from typing import Final
 
 from nbdjobs.errors import CommandError, JobError, NodeError
-from nbdjobs.jobs.block_job import BlockJob, OnError
+from nbdjobs.jobs.block_job import BlockJob
 from nbdjobs.jobs.collection import Jobs
-from nbdjobs.jobs.events import ErrorAction
 from nbdjobs.jobs.job import JobOptions
 from nbdjobs.jobs.ratelimit import SLICE_S
 from nbdjobs.jobs.status import JobType
@@ -39,6 +38,7 @@ from nbdjobs.nodes.copy_before_write import (
     CopyBeforeWriteOptions,
     OnCbwError,
 )
+from nbdjobs.nodes.error_policy import ErrorAction, OnError
 from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.op_blockers import BlockOp

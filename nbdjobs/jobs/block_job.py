@@ -10,10 +10,6 @@ Source: QEMU `blockjob.c`; QAPI `block-core.json` (BLOCK_JOB_* events, `Blockdev
 
 from __future__ import annotations
 
-import errno
-from enum import StrEnum
-from typing import Final, assert_never
-
 from nbdjobs.errors import CommandError, ErrorClass, NodeError
 from nbdjobs.jobs.collection import Jobs
 from nbdjobs.jobs.events import (
@@ -21,50 +17,19 @@ from nbdjobs.jobs.events import (
     BlockJobCompleted,
     BlockJobError,
     BlockJobPending,
-    ErrorAction,
-    IoOperation,
     Outcome,
 )
 from nbdjobs.jobs.job import Job, JobOptions
 from nbdjobs.jobs.transaction import Transaction
+from nbdjobs.nodes.error_policy import (
+    ErrorAction,
+    IoOperation,
+    IoStatus,
+    OnError,
+    choose_action,
+)
 from nbdjobs.nodes.graph import Graph, Role, Root
 from nbdjobs.nodes.node import Node
-
-
-class OnError(StrEnum):
-    """What a user wants done about an I/O error (QAPI `BlockdevOnError`)."""
-
-    REPORT = "report"
-    IGNORE = "ignore"
-    ENOSPC = "enospc"
-    STOP = "stop"
-    AUTO = "auto"
-
-
-class IoStatus(StrEnum):
-    """QAPI `BlockDeviceIoStatus`."""
-
-    OK = "ok"
-    FAILED = "failed"
-    NOSPACE = "nospace"
-
-
-_STOP_IF_FULL: Final = (OnError.ENOSPC, OnError.AUTO)
-
-
-def choose_action(policy: OnError, error: int) -> ErrorAction:
-    """What a policy means for an errno."""
-    match policy:
-        case OnError.REPORT:
-            return ErrorAction.REPORT
-        case OnError.IGNORE:
-            return ErrorAction.IGNORE
-        case OnError.STOP:
-            return ErrorAction.STOP
-        case OnError.ENOSPC | OnError.AUTO:
-            return ErrorAction.STOP if error == errno.ENOSPC else ErrorAction.REPORT
-        case other:
-            assert_never(other)
 
 
 def find_block_job(jobs: Jobs, job_id: str) -> BlockJob:
@@ -140,9 +105,7 @@ class BlockJob(Job, Root):
         self.emit(BlockJobError(device=self.id, operation=operation, action=action))
         if action is ErrorAction.STOP:
             self.pause_for_user()
-            if self._io_status is IoStatus.OK:
-                is_full = error.errno == errno.ENOSPC
-                self._io_status = IoStatus.NOSPACE if is_full else IoStatus.FAILED
+            self._io_status = self._io_status.after(error.errno)
         return action
 
     # Verbs of the older commands

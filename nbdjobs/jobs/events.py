@@ -8,10 +8,10 @@ Source: QEMU qapi/job.json and qapi/block-core.json.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final, TypedDict
 
 from nbdjobs.jobs.status import JobStatus, JobType
+from nbdjobs.nodes.error_policy import ErrorAction, IoOperation
 from nbdjobs.qapi.types import event
 
 
@@ -61,21 +61,6 @@ class BlockJobCancelled(_Outcome):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockJobReady(_Outcome):
     """A job can be completed now."""
-
-
-class IoOperation(StrEnum):
-    """QAPI `IoOperationType`."""
-
-    READ = "read"
-    WRITE = "write"
-
-
-class ErrorAction(StrEnum):
-    """QAPI `BlockErrorAction`: what is done about an I/O error."""
-
-    IGNORE = "ignore"
-    REPORT = "report"
-    STOP = "stop"
 
 
 @event("BLOCK_JOB_ERROR")

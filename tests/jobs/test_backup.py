@@ -20,13 +20,14 @@ from nbdjobs.jobs.backup import (
     SyncMode,
     start_backup,
 )
-from nbdjobs.jobs.block_job import OnError, choose_action, find_block_job
+from nbdjobs.jobs.block_job import find_block_job
 from nbdjobs.jobs.collection import Jobs
 from nbdjobs.jobs.job import JobOptions
 from nbdjobs.jobs.status import JobStatus
 from nbdjobs.nodes.config import NodeConfig
 from nbdjobs.nodes.copy_before_write import CopyBeforeWrite, OnCbwError
 from nbdjobs.nodes.device import Device
+from nbdjobs.nodes.error_policy import OnError, choose_action
 from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.null import NullOptions

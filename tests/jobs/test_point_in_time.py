@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from nbdjobs.errors import CommandError, NodeError
 from nbdjobs.jobs.backup import BackupJob, BackupPerf
-from nbdjobs.jobs.block_job import OnError
 from nbdjobs.jobs.job import JobOptions
 from nbdjobs.jobs.status import MOVES, JobStatus
 from nbdjobs.nodes.copy_before_write import OnCbwError
+from nbdjobs.nodes.error_policy import OnError
 from tests.jobs.rig import CLUSTER, Rig, random_content
 from tests.nodes.faults import MemoryNode, Op, Request
 

@@ -14,9 +14,9 @@ from nbdjobs.jobs.backup import (
     SyncMode,
     start_backup,
 )
-from nbdjobs.jobs.block_job import OnError
 from nbdjobs.jobs.job import JobOptions
 from nbdjobs.nodes.copy_before_write import OnCbwError
+from nbdjobs.nodes.error_policy import OnError
 from nbdjobs.qapi.types import Uint32, member
 from nbdjobs.qmp.registry import command
 

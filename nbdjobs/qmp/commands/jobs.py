@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from nbdjobs.daemon.daemon import Daemon
 from nbdjobs.jobs.backup import BackupJob
-from nbdjobs.jobs.block_job import BlockJob, IoStatus, find_block_job
+from nbdjobs.jobs.block_job import BlockJob, find_block_job
 from nbdjobs.jobs.job import Job
 from nbdjobs.jobs.status import JobStatus, JobType
+from nbdjobs.nodes.error_policy import IoStatus
 from nbdjobs.qmp.registry import command
 
 
