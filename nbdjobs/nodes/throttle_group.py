@@ -14,6 +14,7 @@ Source: QEMU `docs/throttle.txt` and the comments of `block/throttle-groups.c`.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from nbdjobs.nodes.clock import Clock, LoopClock, Timer
@@ -38,13 +39,21 @@ class ThrottleGroup:
     Args:
         config: Checked limits.
         clock: For tests.
+        on_unused: Called each time the last member has left.
 
     Attributes:
         config: The limits in force.
     """
 
-    def __init__(self, config: ThrottleConfig, clock: Clock | None = None):
+    def __init__(
+        self,
+        config: ThrottleConfig,
+        clock: Clock | None = None,
+        *,
+        on_unused: Callable[[], object] | None = None,
+    ):
         self.config = config
+        self._on_unused = on_unused
         self._throttle = Throttle(config)
         self._clock = clock or LoopClock()
         self._members: set[Member] = set()
@@ -75,6 +84,8 @@ class ThrottleGroup:
     def leave(self, member: Member) -> None:
         """Stop being a member, with no request waiting."""
         self._members.discard(member)
+        if not self._members and self._on_unused is not None:
+            self._on_unused()
 
     def is_free(self, direction: Direction) -> bool:
         """Whether a request that comes now may begin; those that wait go first."""
@@ -104,6 +115,15 @@ class ThrottleGroup:
         """Let all that wait in a lane begin, whatever the limits say."""
         while lane in self._line:
             self._send(lane)
+
+    def dismiss_all(self, lane: _Lane) -> None:
+        """Let all that wait in a lane begin, and count none of it."""
+        for request in lane.waiting:
+            if not request.done():
+                request.set_result(None)
+        lane.waiting.clear()
+        self._line.pop(lane, None)
+        self._set_timer()
 
     # Turns
 
@@ -156,24 +176,30 @@ class ThrottleGroup:
 
 
 class Member:
-    """One node's part in a group; `ThrottleGroup.join` makes it."""
+    """One node's or device's part in a group; `ThrottleGroup.join` makes it.
+
+    Attributes:
+        group: The group.
+    """
 
     def __init__(self, group: ThrottleGroup):
-        self._group = group
+        self.group = group
         self._lanes = {direction: _Lane(direction) for direction in Direction}
         self._drains = 0
 
     def leave(self) -> None:
-        """Stop being a member, with no request waiting."""
-        self._group.leave(self)
+        """Stop being a member; what still waits begins, and is no burden to the others."""
+        for lane in self._lanes.values():
+            self.group.dismiss_all(lane)
+        self.group.leave(self)
 
     def is_free(self, direction: Direction) -> bool:
         """Whether a request may begin without waiting; if it does, call `account`."""
-        return self._drains > 0 or self._group.is_free(direction)
+        return self._drains > 0 or self.group.is_free(direction)
 
     def account(self, direction: Direction, length: int) -> None:
         """Count a request of `length` bytes that begins without waiting."""
-        self._group.account(direction, length)
+        self.group.account(direction, length)
 
     async def wait_turn(self, direction: Direction, length: int) -> None:
         """Wait until a request of `length` bytes may begin, and count it.
@@ -182,11 +208,11 @@ class Member:
         """
         lane = self._lanes[direction]
         request = asyncio.get_running_loop().create_future()
-        self._group.enqueue(lane, request, length)
+        self.group.enqueue(lane, request, length)
         try:
             await request
         finally:
-            self._group.withdraw(lane, request)
+            self.group.withdraw(lane, request)
 
     def begin_drain(self) -> None:
         """Let what waits begin, and keep nothing waiting until as many `end_drain` have come.
@@ -195,7 +221,7 @@ class Member:
         """
         self._drains += 1
         for lane in self._lanes.values():
-            self._group.send_all(lane)
+            self.group.send_all(lane)
 
     def end_drain(self) -> None:
         """Take back one `begin_drain`."""

@@ -264,6 +264,33 @@ def test_a_group_knows_whether_it_has_members() -> None:
     run(scenario, ThrottleConfig(), members=2)
 
 
+def test_what_waits_when_a_member_leaves_begins_and_counts_for_nobody() -> None:
+    async def scenario(rig: Rig) -> None:
+        for number in range(50):
+            rig.send(number)
+        other = rig.send("other", member=1)
+        await rig.settle()
+        rig.tasks[20].cancel()
+        rig.members[0].leave()
+        await rig.settle()
+        assert rig.labels == [0, *(number for number in range(1, 50) if number != 20)]
+        await rig.advance(2)
+        assert other.done()
+        assert not rig.clock.pending
+
+    run(scenario, limited(iops_total=1), members=2)
+
+
+def test_a_group_tells_when_its_last_member_has_left() -> None:
+    told: list[bool] = []
+    group = ThrottleGroup(ThrottleConfig(), on_unused=lambda: told.append(group.is_used))
+    members = [group.join() for _ in range(2)]
+    members[0].leave()
+    assert not told
+    members[1].leave()
+    assert told == [False]
+
+
 @dataclass(frozen=True)
 class Send:
     """A request comes."""
