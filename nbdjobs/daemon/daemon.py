@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from nbdjobs.daemon.exports import BlockExports
 from nbdjobs.daemon.objects import Objects
-from nbdjobs.errors import CommandError, NbdJobsError
+from nbdjobs.errors import CommandError, ErrorClass, NbdJobsError
 from nbdjobs.jobs.collection import Jobs
 from nbdjobs.nodes import permissions
 from nbdjobs.nodes.device import Device
@@ -172,6 +172,18 @@ class Daemon:
             )
 
         node.set_write_threshold(threshold, tell)
+
+    def find_device(self, name: str) -> Device:
+        """The device of the export with that id, or else the one of that name.
+
+        Raises:
+            CommandError: There is neither.
+        """
+        export = self.exports.find(name)
+        device = export.device if export is not None else self.devices.get(name)
+        if device is None:
+            raise CommandError(f"Device '{name}' not found", ErrorClass.DEVICE_NOT_FOUND)
+        return device
 
     def find_device_or_node(self, name: str) -> Node:
         """The node below the device of that name, or the node of that name.

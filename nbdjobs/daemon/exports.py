@@ -252,6 +252,10 @@ class BlockExports:
         """All exports, newest first, as QEMU lists them."""
         return reversed(list(self._exports.values()))
 
+    def find(self, export_id: str) -> BlockExport | None:
+        """The export of that id, if there is one."""
+        return self._exports.get(export_id)
+
     async def add(self, options: BlockExportOptions) -> BlockExport:
         """Offer a node.
 

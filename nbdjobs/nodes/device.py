@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 from nbdjobs.errors import NodeError
 from nbdjobs.nodes import permissions
 from nbdjobs.nodes.graph import Edge, Graph, Role, Root, draining_below
+from nbdjobs.nodes.latency import Histogram
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.status import BlockStatus
@@ -30,18 +31,33 @@ _ALL_BUT_RESIZE: Final = permissions.ALL & ~Permission.RESIZE
 
 @dataclass(slots=True)
 class Account:
-    """What was done of one kind of request: how often, how much, how long, how often in vain."""
+    """What was done of one kind of request: how often, how much, how long, how often in vain.
+
+    Attributes:
+        last_end_s: When the last one ended, by `perf_counter`; 0 if there was none.
+        histogram: How long they took, failed ones included, if somebody wants to know.
+    """
 
     operations: int = 0
     length: int = 0
     total_time_s: float = 0.0
     failed: int = 0
     invalid: int = 0
+    last_end_s: float = 0.0
+    histogram: Histogram | None = None
 
     @property
     def total_time_ns(self) -> int:
         """The time in the unit of QAPI; seconds are kept, as adding up floats is cheaper."""
         return round(self.total_time_s * 1e9)
+
+    def note_time(self, begun: float) -> None:
+        """Take account of the time of a request that began at `begun` and ends now."""
+        now = perf_counter()
+        self.last_end_s = now
+        self.total_time_s += now - begun
+        if self.histogram is not None:
+            self.histogram.count(now - begun)
 
 
 @dataclass(slots=True)
@@ -53,6 +69,12 @@ class Accounting:
     unmap: Account = field(default_factory=Account)
     flush: Account = field(default_factory=Account)
     highest_offset_written: int = 0
+
+    @property
+    def idle_time_ns(self) -> int | None:
+        """Nanoseconds since the last request ended; None if there was none."""
+        last_s = max(each.last_end_s for each in (self.read, self.write, self.unmap, self.flush))
+        return round((perf_counter() - last_s) * 1e9) if last_s else None
 
 
 class Device(Root):
@@ -194,7 +216,11 @@ class Device(Root):
             _wake(self._awaiting_idle)
         account.operations += 1
         account.length += length
-        account.total_time_s += perf_counter() - begun
+        now = perf_counter()
+        account.last_end_s = now
+        account.total_time_s += now - begun
+        if account.histogram is not None:
+            account.histogram.count(now - begun)
 
     def pread_now(self, offset: int, buffer: memoryview, data_only: bool) -> bool:
         """Do a read on the spot if nothing holds it back and it needs no wait.
@@ -209,7 +235,11 @@ class Device(Root):
         account = self._reads
         account.operations += 1
         account.length += len(buffer)
-        account.total_time_s += perf_counter() - begun
+        now = perf_counter()
+        account.last_end_s = now
+        account.total_time_s += now - begun
+        if account.histogram is not None:
+            account.histogram.count(now - begun)
         return True
 
     async def pwrite(self, offset: int, data: memoryview, *, fua: bool = False) -> None:
@@ -237,7 +267,11 @@ class Device(Root):
             self.accounting.highest_offset_written = end
         account.operations += 1
         account.length += length
-        account.total_time_s += perf_counter() - begun
+        now = perf_counter()
+        account.last_end_s = now
+        account.total_time_s += now - begun
+        if account.histogram is not None:
+            account.histogram.count(now - begun)
 
     async def pwrite_zeroes(
         self,
@@ -314,7 +348,7 @@ class Device(Root):
         if account is not None:
             account.operations += 1
             account.length += length
-            account.total_time_s += perf_counter() - begun
+            account.note_time(begun)
         return result
 
     def _fail(self, account: Account | None, begun: float, error: BaseException) -> None:
@@ -326,7 +360,7 @@ class Device(Root):
             account.invalid += 1
         elif isinstance(error, NodeError):
             account.failed += 1
-            account.total_time_s += perf_counter() - begun
+            account.note_time(begun)
 
 
 class _OutOfBoundsError(NodeError):

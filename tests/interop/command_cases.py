@@ -836,7 +836,6 @@ SCENARIOS: Final[Mapping[str, Sequence[Step]]] = {
         serve(),
         export("r", writable=True),
         Ask("query-block", None),
-        Ask("query-blockstats", None),
         ask("query-blockstats", query_nodes=True),
     ],
 }

@@ -10,10 +10,19 @@ from typing import Final
 from nbdjobs.daemon.daemon import BlockWriteThreshold
 from nbdjobs.daemon.exports import BlockExportDeleted
 from nbdjobs.jobs import events as job_events
-from nbdjobs.qmp.commands import backup, core, exports, graph, jobs, nodes, objects
+from nbdjobs.qmp.commands import backup, core, exports, graph, jobs, latency, nodes, objects
 from nbdjobs.qmp.registry import Registry, commands_of
 
-GROUPS: Final[tuple[ModuleType, ...]] = (core, nodes, graph, exports, objects, backup, jobs)
+GROUPS: Final[tuple[ModuleType, ...]] = (
+    core,
+    nodes,
+    latency,
+    graph,
+    exports,
+    objects,
+    backup,
+    jobs,
+)
 
 EVENTS: Final[tuple[type, ...]] = (*job_events.EVENTS, BlockExportDeleted, BlockWriteThreshold)
 """Dataclasses under `@event`, from the modules that emit them."""

@@ -13,6 +13,7 @@ from enum import StrEnum
 from nbdjobs.nodes.config import DetectZeroes
 from nbdjobs.nodes.device import Accounting, Device
 from nbdjobs.nodes.file import FileNode
+from nbdjobs.nodes.latency import Histogram
 from nbdjobs.nodes.node import Node
 from nbdjobs.qapi.types import INT64_MAX, Uint64, flat_union, member
 
@@ -108,6 +109,14 @@ class BlockDeviceTimedStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlockLatencyHistogramInfo:
+    """How many requests took how long; boundaries in nanoseconds, and one bin more than them."""
+
+    boundaries: list[Uint64]
+    bins: list[Uint64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BlockDeviceStats:
     """What was done to a device: counts, bytes, nanoseconds."""
 
@@ -138,6 +147,15 @@ class BlockDeviceStats:
     account_invalid: bool = field(metadata=member("account_invalid"))
     account_failed: bool = field(metadata=member("account_failed"))
     timed_stats: list[BlockDeviceTimedStats] = field(metadata=member("timed_stats"))
+    rd_latency_histogram: BlockLatencyHistogramInfo | None = field(
+        default=None, metadata=member("rd_latency_histogram")
+    )
+    wr_latency_histogram: BlockLatencyHistogramInfo | None = field(
+        default=None, metadata=member("wr_latency_histogram")
+    )
+    flush_latency_histogram: BlockLatencyHistogramInfo | None = field(
+        default=None, metadata=member("flush_latency_histogram")
+    )
 
 
 @flat_union(
@@ -247,12 +265,12 @@ def describe_device(device: Device) -> BlockInfo:
     )
 
 
-def describe_device_stats(device: Device) -> BlockStats:
-    """A named device and the nodes below it as `query-blockstats` shows them."""
+def describe_device_stats(device: Device, export_id: str = "") -> BlockStats:
+    """A device and the nodes below it as `query-blockstats` shows them."""
     below = describe_node_stats(device.node)
     return BlockStats(
         device=device.name,
-        qdev="",
+        qdev=export_id,
         node_name=device.node.name,
         stats=_describe_accounting(device.accounting),
         driver_specific=below.driver_specific,
@@ -304,6 +322,7 @@ def _describe_accounting(accounting: Accounting) -> BlockDeviceStats:
         rd_merged=0,
         wr_merged=0,
         unmap_merged=0,
+        idle_time_ns=accounting.idle_time_ns,
         failed_rd_operations=read.failed,
         failed_wr_operations=write.failed,
         failed_flush_operations=flush.failed,
@@ -315,4 +334,13 @@ def _describe_accounting(accounting: Accounting) -> BlockDeviceStats:
         account_invalid=True,
         account_failed=True,
         timed_stats=[],
+        rd_latency_histogram=_describe_histogram(read.histogram),
+        wr_latency_histogram=_describe_histogram(write.histogram),
+        flush_latency_histogram=_describe_histogram(flush.histogram),
     )
+
+
+def _describe_histogram(histogram: Histogram | None) -> BlockLatencyHistogramInfo | None:
+    if histogram is None:
+        return None
+    return BlockLatencyHistogramInfo(boundaries=list(histogram.boundaries), bins=histogram.bins)

@@ -100,7 +100,8 @@ class QueryBlockstats:
 
 @command("query-blockstats")
 def query_blockstats(daemon: Daemon, arguments: QueryBlockstats) -> list[BlockStats]:
-    """Statistics of all named devices, or of all nodes."""
+    """Statistics of all named devices and of all exports, or of all nodes."""
     if arguments.query_nodes:
         return [describe_node_stats(node) for node in daemon.graph.nodes.values()]
-    return [describe_device_stats(device) for device in daemon.devices.values()]
+    named = [describe_device_stats(device) for device in daemon.devices.values()]
+    return named + [describe_device_stats(each.device, each.id) for each in daemon.exports]
