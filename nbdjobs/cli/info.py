@@ -50,11 +50,16 @@ async def _ask_server(path: Path) -> Overview:
         return await ask(session)
 
 
-async def ask(session: Session) -> Overview:
-    """Ask for everything; what comes and goes meanwhile may be in one answer only."""
+async def ask(session: Session, watch: JobWatch | None = None) -> Overview:
+    """Ask for everything; what comes and goes meanwhile may be in one answer only.
+
+    Args:
+        session: With the server.
+        watch: Remembers the jobs of earlier looks; without it, their rates are not known.
+    """
     version = await session.execute("query-version")
     exports = await session.execute("query-block-exports")
-    jobs = await look(session, JobWatch())
+    jobs = await look(session, watch or JobWatch())
     return Overview(
         server=f"{name_of_server(version)} at {session.path}",
         exports=exports,

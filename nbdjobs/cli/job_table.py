@@ -121,8 +121,8 @@ class JobWatch:
         )
 
 
-def table(rows: Sequence[JobRow]) -> Table:
-    """Draw rows for a person."""
+def table(rows: Sequence[JobRow], *, selected: str | None = None) -> Table:
+    """Draw rows for a person; the job of the name `selected` stands out."""
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("JOB", "TYPE", "STATUS"):
         drawn.add_column(heading)
@@ -131,7 +131,8 @@ def table(rows: Sequence[JobRow]) -> Table:
     drawn.add_column("LEFT")
     drawn.add_column("ERROR")
     for row in rows:
-        drawn.add_row(*(Text(cell) for cell in _cells(row)))
+        style = "reverse" if row.id == selected else None
+        drawn.add_row(*(Text(cell) for cell in _cells(row)), style=style)
     return drawn
 
 

@@ -40,6 +40,7 @@ SUBCOMMANDS: Final[Mapping[str, str]] = {
     "complete": "let a job that is ready take effect",
     "finalize": "let a pending job take effect",
     "dismiss": "remove a job that has ended",
+    "top": "watch what a server does, live",
     "info": "show exports, jobs and the graph of nodes",
     "qmp": "run a QMP command, or a shell for them",
     "completion": "print the completion script of a shell",

@@ -77,6 +77,21 @@ def format_seconds(seconds: float) -> str:
     return f"{hours} h {rest:02d} min"
 
 
+def format_latency(nanoseconds: float) -> str:
+    """Write how long a request took with two or three digits: `85 µs`, `1.2 ms`, `340 ms`, `2.1 s`.
+
+    Below a microsecond it is in nanoseconds.
+    """
+    amount, unit = nanoseconds, "ns"
+    for larger in ("µs", "ms", "s"):
+        # Decided on the rounded number, so that nothing is ever "1000 µs".
+        if round(amount) < 1000:
+            break
+        amount, unit = amount / 1000, larger
+    digits = 1 if unit != "ns" and amount < 9.95 else 0
+    return f"{amount:.{digits}f} {unit}"
+
+
 def format_range(low: float, high: float | None) -> str:
     """Write a remaining time as a range in the unit of its larger end: `12-18 s`, `3-5 min`.
 

@@ -6,13 +6,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import pty
-import select
-import subprocess
 import sys
 from pathlib import Path
-from typing import Self
 
 import pytest
 from qemu.qmp import Message
@@ -20,9 +15,7 @@ from qemu.qmp import Message
 from nbdjobs.cli.exits import CliError, ExitCode
 from nbdjobs.cli.qmp_shell import describe_event, history_file, split_line
 from tests.cli.conftest import Operated
-
-#: Seconds until a shell that says nothing is given up.
-PATIENCE_S = 60.0
+from tests.cli.terminal import PATIENCE_S, Terminal
 
 
 def test_a_command_is_answered(operated: Operated, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,45 +121,9 @@ def test_history_has_its_place(
     assert history_file() == Path("/state/nbdjobs/qmp_history")
 
 
-class Terminal:
-    """`nbdjobs qmp` on a terminal of its own; a context manager that ends it."""
-
-    def __init__(self, socket: Path, state: Path):
-        self._ours, theirs = pty.openpty()
-        self._text = ""
-        environment = {**os.environ, "XDG_STATE_HOME": str(state), "TERM": "xterm"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "nbdjobs", "qmp", "--qmp", str(socket)],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env=environment,
-            start_new_session=True,
-        )
-        os.close(theirs)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self._ours)
-
-    def type(self, text: str) -> None:
-        os.write(self._ours, text.encode())
-
-    def wait_for(self, text: str) -> None:
-        """Read until this is on the screen; what was before it is forgotten."""
-        while text not in self._text:
-            readable, _, _ = select.select([self._ours], [], [], PATIENCE_S)
-            assert readable, f"no {text!r} in {self._text!r}"
-            self._text += os.read(self._ours, 4096).decode()
-        self._text = self._text.partition(text)[2]
-
-
 def test_the_shell_completes_shows_events_and_remembers(operated: Operated, tmp_path: Path) -> None:
-    with Terminal(operated.socket, tmp_path) as terminal:
+    words = ("qmp", "--qmp", str(operated.socket))
+    with Terminal(*words, environment={"XDG_STATE_HOME": str(tmp_path)}) as terminal:
         terminal.wait_for("qmp> ")
         terminal.type("query-block-ex\t\n")
         terminal.wait_for('"node-name": "disk0"')

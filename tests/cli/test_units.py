@@ -108,3 +108,21 @@ def test_a_remaining_time_is_a_range(low: float, high: float | None, text: str) 
 def test_one_is_not_plural() -> None:
     assert units.plural(1, "client write") == "1 client write"
     assert units.plural(2048, "client write") == "2,048 client writes"
+
+
+@pytest.mark.parametrize(
+    ("nanoseconds", "text"),
+    [
+        (0, "0 ns"),
+        (999.4, "999 ns"),
+        (999.6, "1.0 µs"),
+        (9949, "9.9 µs"),
+        (85_432, "85 µs"),
+        (999_600, "1.0 ms"),
+        (340e6, "340 ms"),
+        (2.14e9, "2.1 s"),
+        (17e9, "17 s"),
+    ],
+)
+def test_latencies_have_the_unit_that_fits(nanoseconds: float, text: str) -> None:
+    assert units.format_latency(nanoseconds) == text
