@@ -1,25 +1,28 @@
 # SPDX-FileCopyrightText: The nbdjobs authors
 # SPDX-License-Identifier: Apache-2.0
-"""Devices: the root of a graph as one user of it sees it, and the door for its requests.
+"""Devices: the root of a graph as one user of it sees it.
 
 An export has a device of its own, and the older commands know devices by name ("drive0"). The
-device checks the bounds once, holds requests back while the graph below it changes, and keeps
-the account of what its user did. Behind it, everyone trusts a request.
+device lets requests in (`door.py`), checks the bounds once, reacts to errors, and keeps the
+account of what its user did. Behind it, everyone trusts a request.
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from operator import methodcaller
 from time import perf_counter
 from typing import Any, Final, TypeVar
 
 from nbdjobs.errors import NodeError
 from nbdjobs.nodes import permissions
-from nbdjobs.nodes.graph import Edge, Graph, Role, Root, draining_below
-from nbdjobs.nodes.latency import Histogram
+from nbdjobs.nodes.accounting import Account, Accounting
+from nbdjobs.nodes.device_errors import ErrorHandler
+from nbdjobs.nodes.door import Door
+from nbdjobs.nodes.error_policy import ErrorAction
+from nbdjobs.nodes.graph import Edge, Graph, Role, draining_below
+from nbdjobs.nodes.leaky_bucket import Direction
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.status import BlockStatus
@@ -29,65 +32,14 @@ T = TypeVar("T")
 _ALL_BUT_RESIZE: Final = permissions.ALL & ~Permission.RESIZE
 
 
-@dataclass(slots=True)
-class Account:
-    """What was done of one kind of request: how often, how much, how long, how often in vain.
-
-    Attributes:
-        last_end_s: When the last one ended, by `perf_counter`; 0 if there was none.
-        histogram: How long they took, failed ones included, if somebody wants to know.
-    """
-
-    operations: int = 0
-    length: int = 0
-    total_time_s: float = 0.0
-    failed: int = 0
-    invalid: int = 0
-    last_end_s: float = 0.0
-    histogram: Histogram | None = None
-
-    @property
-    def total_time_ns(self) -> int:
-        """The time in the unit of QAPI; seconds are kept, as adding up floats is cheaper."""
-        return round(self.total_time_s * 1e9)
-
-    def note_time(self, begun: float) -> None:
-        """Take account of the time of a request that began at `begun` and ends now."""
-        now = perf_counter()
-        self.last_end_s = now
-        self.total_time_s += now - begun
-        if self.histogram is not None:
-            self.histogram.count(now - begun)
-
-
-@dataclass(slots=True)
-class Accounting:
-    """A device's accounts (QAPI `BlockDeviceStats`)."""
-
-    read: Account = field(default_factory=Account)
-    write: Account = field(default_factory=Account)
-    unmap: Account = field(default_factory=Account)
-    flush: Account = field(default_factory=Account)
-    highest_offset_written: int = 0
-
-    @property
-    def idle_time_ns(self) -> int | None:
-        """Nanoseconds since the last request ended; None if there was none."""
-        last_s = max(each.last_end_s for each in (self.read, self.write, self.unmap, self.flush))
-        return round((perf_counter() - last_s) * 1e9) if last_s else None
-
-
-class Device(Root):
+class Device(Door):
     """A root with one node below it.
-
-    A request is in flight from the moment it is let in. One that comes while the device is held
-    waits, and `release` lets all that wait in at once, whatever `hold` follows: so they keep
-    their order, and none starves where drained sections follow each other closely.
 
     Attributes:
         name: What commands call it, or "" for one that only its user knows.
         accounting: What its user did.
         is_writethrough: Every write returns only when it is on stable storage.
+        errors: What reacts to failed requests; without it, they are reported to the user.
     """
 
     def __init__(
@@ -105,14 +57,11 @@ class Device(Root):
         self.name = name
         self.accounting = Accounting()
         self.is_writethrough = is_writethrough
+        self.errors: ErrorHandler | None = None
         self._reads = self.accounting.read
         self._writes = self.accounting.write
         self._graph = graph
-        self._in_flight = 0
-        self._holds = 0
         self._is_closed = False
-        self._held_back: list[asyncio.Future[None]] = []
-        self._awaiting_idle: list[asyncio.Future[None]] = []
         self._root: Edge = graph.attach(self, "root", node, Role.ROOT, needed=needed, shared=shared)
 
     @property
@@ -129,11 +78,6 @@ class Device(Root):
     def size(self) -> int:
         """Bytes of the disk now."""
         return self._root.node.size
-
-    @property
-    def in_flight(self) -> int:
-        """Requests begun and not yet ended."""
-        return self._in_flight
 
     def describe(self) -> str:
         """What error messages call it."""
@@ -154,55 +98,39 @@ class Device(Root):
             raise
         if self._is_closed:  # by another task, meanwhile
             return
-        # It stays held, so that requests need no check of their own for this.
         self._is_closed = True
-        self._in_flight += _wake(self._held_back)
+        self.turn_away(errno.ENOMEDIUM)
         node = self.node
         self._graph.detach(self._root)
         await self._graph.drop_if_unused(node)
 
-    # Holding requests back
+    async def settle(self) -> None:
+        """Wait until no request is in flight, and flush what they wrote; called while held.
 
-    def hold(self) -> None:
-        """Keep new requests waiting until released."""
-        self._holds += 1
-
-    def release(self) -> None:
-        """Take back one `hold`; the last one lets the waiting requests in, in order."""
-        self._holds -= 1
-        if not self._holds:
-            self._in_flight += _wake(self._held_back)
-
-    async def idle(self) -> None:
-        """Wait until no request is in flight."""
-        while self._in_flight:
-            await _wait_in(self._awaiting_idle)
-
-    async def _wait_to_be_let_in(self) -> None:
-        """Wait while held; whoever is woken here has been counted as in flight."""
+        Raises:
+            NodeError: The flush has failed.
+        """
+        with draining_below(self):
+            await self.idle()
         if self._is_closed:
-            raise NodeError(errno.ENOMEDIUM)
-        await _wait_in(self._held_back, if_cancelled_late=self._leave)
-        if self._is_closed:
+            return
+        self._in_flight += 1  # whoever changes the graph waits for the flush
+        try:
+            await self._root.node.flush()
+        finally:
             self._leave()
-            raise NodeError(errno.ENOMEDIUM)
-
-    def _leave(self) -> None:
-        self._in_flight -= 1
-        if self._awaiting_idle and not self._in_flight:
-            _wake(self._awaiting_idle)
 
     # Requests. Each is counted in and out by hand: this is the path that every byte takes.
 
     async def pread(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the content from `offset` on."""
-        if self._holds:
-            await self._wait_to_be_let_in()
+        length = len(buffer)
+        if self._obstacles:
+            await self._enter(Direction.READ, length)
         else:
             self._in_flight += 1
         begun = perf_counter()
         account = self._reads
-        length = len(buffer)
         node = self._root.node
         try:
             if offset < 0 or offset + length > node.size:
@@ -210,10 +138,14 @@ class Device(Root):
             await node.pread(offset, buffer)
         except BaseException as error:
             self._fail(account, begun, error)
-            raise
+            if self.errors is None:
+                raise
+            again = methodcaller("pread", offset, buffer)
+            await self._recover(error, account, Direction.READ, offset, length, again)
+            return
         self._in_flight -= 1
         if self._awaiting_idle and not self._in_flight:
-            _wake(self._awaiting_idle)
+            self._tell_idle()
         account.operations += 1
         account.length += length
         now = perf_counter()
@@ -227,7 +159,7 @@ class Device(Root):
 
         Out of bounds, nothing is ever there to be read at once.
         """
-        if self._holds:
+        if self._obstacles:
             return False
         begun = perf_counter()
         if not self._root.node.pread_now(offset, buffer, data_only):
@@ -244,13 +176,13 @@ class Device(Root):
 
     async def pwrite(self, offset: int, data: memoryview, *, fua: bool = False) -> None:
         """Write `data` at `offset`; with `fua`, return only when it is on stable storage."""
-        if self._holds:
-            await self._wait_to_be_let_in()
+        length = len(data)
+        if self._obstacles:
+            await self._enter(Direction.WRITE, length)
         else:
             self._in_flight += 1
         begun = perf_counter()
         account = self._writes
-        length = len(data)
         end = offset + length
         node = self._root.node
         try:
@@ -259,10 +191,16 @@ class Device(Root):
             await node.pwrite(offset, data, fua=fua or self.is_writethrough)
         except BaseException as error:
             self._fail(account, begun, error)
-            raise
+            if self.errors is None:
+                raise
+            fua = fua or self.is_writethrough
+            again = methodcaller("pwrite", offset, data, fua=fua)
+            await self._recover(error, account, Direction.WRITE, offset, length, again)
+            self._note_written(end)
+            return
         self._in_flight -= 1
         if self._awaiting_idle and not self._in_flight:
-            _wake(self._awaiting_idle)
+            self._tell_idle()
         if end > self.accounting.highest_offset_written:
             self.accounting.highest_offset_written = end
         account.operations += 1
@@ -285,6 +223,7 @@ class Device(Root):
         """Make the range read as zeroes (see `Node.pwrite_zeroes`)."""
         await self._run(
             self.accounting.write,
+            Direction.WRITE,
             offset,
             length,
             lambda node: node.pwrite_zeroes(
@@ -295,13 +234,13 @@ class Device(Root):
                 fast_only=fast_only,
             ),
         )
-        end = offset + length
-        self.accounting.highest_offset_written = max(self.accounting.highest_offset_written, end)
+        self._note_written(offset + length)
 
     async def pdiscard(self, offset: int, length: int, *, fua: bool = False) -> None:
         """Drop the content of the range, as far as the disk can."""
         await self._run(
             self.accounting.unmap,
+            Direction.WRITE,
             offset,
             length,
             lambda node: node.pdiscard(offset, length, fua=fua or self.is_writethrough),
@@ -309,15 +248,19 @@ class Device(Root):
 
     async def flush(self) -> None:
         """Bring all completed writes to stable storage."""
-        await self._run(self.accounting.flush, 0, 0, lambda node: node.flush())
+        await self._run(self.accounting.flush, None, 0, 0, lambda node: node.flush())
 
     async def cache(self, offset: int, length: int) -> None:
         """Bring the range into a cache, if there is one."""
-        await self._run(None, offset, length, lambda node: node.cache(offset, length))
+        await self._attempt(
+            None, Direction.READ, offset, length, lambda node: node.cache(offset, length)
+        )
 
     async def block_status(self, offset: int, length: int) -> BlockStatus:
         """Describe the first run of the range."""
-        return await self._run(None, offset, length, lambda node: node.block_status(offset, length))
+        return await self._attempt(
+            None, None, offset, length, lambda node: node.block_status(offset, length)
+        )
 
     def is_known_data(self, offset: int, length: int) -> bool:
         """Whether the range is known, without waiting, to hold no holes."""
@@ -325,14 +268,29 @@ class Device(Root):
 
     async def _run(
         self,
+        account: Account,
+        direction: Direction | None,
+        offset: int,
+        length: int,
+        operation: Callable[[Node], Coroutine[Any, Any, None]],
+    ) -> None:
+        """Do one of the less frequent operations like those above."""
+        try:
+            await self._attempt(account, direction, offset, length, operation)
+        except BaseException as error:
+            await self._recover(error, account, direction, offset, length, operation)
+
+    async def _attempt(
+        self,
         account: Account | None,
+        direction: Direction | None,
         offset: int,
         length: int,
         operation: Callable[[Node], Coroutine[Any, Any, T]],
     ) -> T:
-        """Run one of the less frequent operations behind the same door."""
-        if self._holds:
-            await self._wait_to_be_let_in()
+        """Let an operation in, check its bounds, do it once, and account for it."""
+        if self._obstacles:
+            await self._enter(direction, length)
         else:
             self._in_flight += 1
         begun = perf_counter()
@@ -350,6 +308,47 @@ class Device(Root):
             account.length += length
             account.note_time(begun)
         return result
+
+    def _note_written(self, end: int) -> None:
+        self.accounting.highest_offset_written = max(self.accounting.highest_offset_written, end)
+
+    # Failures
+
+    async def _recover(
+        self,
+        error: BaseException,
+        account: Account,
+        direction: Direction | None,
+        offset: int,
+        length: int,
+        operation: Callable[[Node], Coroutine[Any, Any, None]],
+    ) -> None:
+        """React to the failure of a request: raise it, ignore it, or try until that is done.
+
+        What stops the device holds it, so that the next attempt waits at the door until somebody
+        continues.
+        """
+        while True:
+            action = self._react(error, is_read=direction is Direction.READ)
+            if action is ErrorAction.REPORT:
+                raise error
+            if action is ErrorAction.IGNORE:
+                return
+            try:
+                await self._attempt(account, direction, offset, length, operation)
+                return
+            except BaseException as again:
+                error = again
+
+    def _react(self, error: BaseException, *, is_read: bool) -> ErrorAction:
+        """Only what a node says is an I/O error: users' mistakes and cancelling are none."""
+        if (
+            self.errors is None
+            or not isinstance(error, NodeError)
+            or isinstance(error, _OutOfBoundsError)
+        ):
+            return ErrorAction.REPORT
+        return self.errors.handle(error, is_read=is_read, node_name=self.node.name)
 
     def _fail(self, account: Account | None, begun: float, error: BaseException) -> None:
         """Count a request out that did not succeed; one that was cancelled did not fail."""
@@ -370,33 +369,3 @@ class _OutOfBoundsError(NodeError):
         super().__init__(
             errno.EIO, f"{length} bytes at offset {offset} are beyond the end", offset=offset
         )
-
-
-async def _wait_in(
-    queue: list[asyncio.Future[None]], if_cancelled_late: Callable[[], None] | None = None
-) -> None:
-    """Wait until woken through `queue`; cancelling leaves nothing in it.
-
-    Args:
-        queue: Where `_wake` finds the waiters.
-        if_cancelled_late: Called when the wait is cancelled after `_wake` has ended it.
-    """
-    future = asyncio.get_running_loop().create_future()
-    queue.append(future)
-    try:
-        await future
-    except BaseException:
-        if future in queue:
-            queue.remove(future)
-        elif if_cancelled_late is not None and not future.cancelled():
-            if_cancelled_late()
-        raise
-
-
-def _wake(queue: list[asyncio.Future[None]]) -> int:
-    """End the wait of everyone in the queue; returns how many that were."""
-    waiting = [future for future in queue if not future.done()]
-    queue.clear()
-    for future in waiting:
-        future.set_result(None)
-    return len(waiting)

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from nbdjobs import eager
 from nbdjobs.errors import CommandError, NodeError
+from nbdjobs.nodes.accounting import Account
 from nbdjobs.nodes.config import NodeConfig
-from nbdjobs.nodes.device import Account, Device
+from nbdjobs.nodes.device import Device
 from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.status import DATA, BlockStatus

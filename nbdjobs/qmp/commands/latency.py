@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from nbdjobs.daemon.daemon import Daemon
 from nbdjobs.errors import CommandError
-from nbdjobs.nodes.device import Account
+from nbdjobs.nodes.accounting import Account
 from nbdjobs.nodes.latency import Histogram
 from nbdjobs.qapi.types import Uint64
 from nbdjobs.qmp.registry import command
