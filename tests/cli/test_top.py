@@ -5,12 +5,15 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
+import socket
 import subprocess
 import sys
 
 import pytest
 
+from nbdjobs.cli.demo_writer import Writer, negotiate
 from nbdjobs.cli.exits import ExitCode
 from nbdjobs.cli.main import main
 from tests.cli.conftest import Operated
@@ -55,6 +58,45 @@ def test_programs_read_an_object_per_interval_until_they_end_it(operated: Operat
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == ExitCode.DONE
     operated.execute("query-jobs")
+
+
+def test_what_clients_do_is_measured_and_the_server_left_as_it_was(operated: Operated) -> None:
+    if not operated.is_ours:
+        pytest.skip("qemu-storage-daemon keeps no statistics of exports")
+    words = [sys.executable, "-m", "nbdjobs", "top", "--json", "--qmp", str(operated.socket)]
+    with (
+        socket.socket(socket.AF_UNIX) as connection,
+        subprocess.Popen([*words, *QUICK], stdout=subprocess.PIPE, text=True) as process,
+    ):
+        connection.connect(str(operated.daemon.nbd_socket))
+        size = negotiate(connection, "disk0")
+        writer = Writer(connection, size, random.Random(0))
+        assert process.stdout is not None
+        for line in process.stdout:
+            [export] = json.loads(line)["exports"]
+            if export["write"]["latency-p50-ns"] is not None:
+                break
+            write_some(writer)
+        write = export["write"]
+        assert (export["clients"], export["read"]["operations-per-second"]) == (1, 0)
+        assert write["bytes-per-second"] > write["operations-per-second"] > 0
+        assert 0 < write["latency-p50-ns"] <= write["latency-p99-ns"]
+        assert write["latency-average-ns"] > 0
+        assert has_histograms(operated)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == ExitCode.DONE
+        writer.end()
+    assert not has_histograms(operated)
+
+
+def write_some(writer: Writer) -> None:
+    goal = writer.counts.writes + 10
+    writer.write_until(lambda: writer.counts.writes >= goal)
+
+
+def has_histograms(operated: Operated) -> bool:
+    [entry] = operated.execute("query-blockstats")
+    return "wr_latency_histogram" in entry["stats"]
 
 
 def test_q_leaves_the_terminal_as_it_was(operated: Operated) -> None:
