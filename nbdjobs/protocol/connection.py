@@ -32,6 +32,7 @@ from nbdjobs.protocol.export import Export
 from nbdjobs.protocol.negotiation import Chosen, Ended, Negotiation
 from nbdjobs.protocol.polling import TURN_NS, Polling
 from nbdjobs.protocol.session import Piece, Session
+from nbdjobs.protocol.turns import Turns
 
 BASE_CAPACITY: Final = 256 * 1024
 """Receive buffer of a client without large writes; only pages it has used take memory."""
@@ -51,6 +52,7 @@ class Connection(asyncio.BufferedProtocol):
         exports: What is on offer, by name.
         pool: Where large read buffers come from.
         polling: When to look for requests instead of sleeping.
+        turns: How much is done for this client before it is everybody's turn.
         handshake_limit_s: Seconds until negotiation must be over.
         call_later: Timers.
         on_end: Called once, when the client is gone and its last request has ended.
@@ -63,6 +65,7 @@ class Connection(asyncio.BufferedProtocol):
         *,
         pool: BufferPool,
         polling: Polling,
+        turns: Turns,
         handshake_limit_s: float,
         call_later: CallLater,
         on_end: Callable[[Connection], None],
@@ -70,6 +73,7 @@ class Connection(asyncio.BufferedProtocol):
     ):
         self._pool = pool
         self._polling = polling
+        self._turns = turns
         self._handshake_limit_s = handshake_limit_s
         self._call_later = call_later
         self._on_end = on_end
@@ -84,6 +88,7 @@ class Connection(asyncio.BufferedProtocol):
         self._unsent: list[memoryview] = []
         self._is_blocked = False
         self._is_reading = True
+        self._goes_on_reading = False
         self._is_at_eof = False
         self._is_ending = False
         self._pump_is_due = False
@@ -136,7 +141,13 @@ class Connection(asyncio.BufferedProtocol):
         """Act on received bytes, and perhaps look for more."""
         polling = self._polling
         polling.woken(self)
-        self._incoming.end += nbytes
+        incoming = self._incoming
+        incoming.end += nbytes
+        if self._session is not None:
+            if not self._goes_on_reading:
+                self._session.spent = 0
+            # Of a client that fills the buffer, uvloop reads on without a turn for anybody else.
+            self._goes_on_reading = incoming.end == self._receive_end
         self._pump()
         if polling.budget_ns:
             self._look_for_more(polling)
@@ -164,6 +175,7 @@ class Connection(asyncio.BufferedProtocol):
             and not session.in_flight
             and not self._is_ending
             and not session.is_over
+            and not session.is_turn_over
             and not self._is_blocked
             and self._descriptor >= 0
         )
@@ -202,6 +214,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = None
         self._descriptor = -1
         self._is_ending = True
+        self._turns.left(self)
         for timer in (self._handshake_timer, self._shrink_timer):
             if timer is not None:
                 timer.cancel()
@@ -213,17 +226,25 @@ class Connection(asyncio.BufferedProtocol):
         """Send what suspended requests answer in one turn of the loop together."""
         if not self._pump_is_due:
             self._pump_is_due = True
-            self._loop.call_soon(self._pump)
+            self._loop.call_soon(self._begin_turn)
+
+    def _begin_turn(self) -> None:
+        """Go on where something had to wait."""
+        self._pump_is_due = False
+        if self._session is not None:
+            self._session.spent = 0
+        self._pump()
 
     def _pump(self) -> None:
-        """Do all that can be done now: parse, begin, send, end."""
-        self._pump_is_due = False
+        """Do all that can be done in this turn: parse, begin, send, end."""
         try:
             if self._negotiation is not None:
                 self._negotiate(self._negotiation)
             session = self._session
             if session is not None and not self._is_ending and not session.is_over:
-                session.consume(self._incoming)
+                session.consume(self._incoming, self._turns.allowance(self))
+                if session.is_turn_over:
+                    self._pump_soon()
         except ProtocolError as error:
             _log.info("client disconnected: %s", error)
             self._is_ending = True
@@ -239,7 +260,8 @@ class Connection(asyncio.BufferedProtocol):
             self._set_reading(not self._is_held())
 
     def _is_held(self) -> bool:
-        return self._is_blocked if self._session is None else self._session.is_held
+        session = self._session
+        return self._is_blocked if session is None else session.is_held or session.is_turn_over
 
     def _set_reading(self, is_reading: bool) -> None:
         if is_reading == self._is_reading or self._transport is None:

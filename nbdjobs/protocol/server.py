@@ -15,6 +15,7 @@ from nbdjobs.protocol.connection import Connection
 from nbdjobs.protocol.export import Export
 from nbdjobs.protocol.listener import Listener, bind_tcp, bind_unix, prepare_client
 from nbdjobs.protocol.polling import Polling
+from nbdjobs.protocol.turns import Turns
 
 DEFAULT_MAX_CONNECTIONS: Final = 100
 """Clients at a time, as in QEMU's nbd-server-start."""
@@ -55,6 +56,7 @@ class Server:
         self._call_later: CallLater = call_later or self._loop.call_later
         self._pool = BufferPool(_POOL_BYTES, self._loop.call_later)
         self._polling = polling or Polling()
+        self._turns = Turns()
         self._exports: dict[str, Export] = {}
         self._listeners: list[Listener] = []
         self._connections: set[Connection] = set()
@@ -202,6 +204,7 @@ class Server:
             self._exports,
             pool=self._pool,
             polling=self._polling,
+            turns=self._turns,
             handshake_limit_s=self._handshake_limit_s,
             call_later=self._call_later,
             on_end=self._ended,

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The nbdjobs authors
 # SPDX-License-Identifier: Apache-2.0
-"""The transmission phase of one client: parse requests, check them, do them, word the replies.
+"""The transmission phase of one client: parse requests, do them, word the replies.
 
-    consume()   the hot loop: every whole request in the receive buffer is checked and begun
-    _refusal()  the one place where requests are checked; behind it, code trusts them
+    consume()   the hot loop: whole requests in the receive buffer are checked (`requests.Rules`)
+                and begun, as far as the client's turn goes (`turns`)
     _read() ... the commands, one coroutine each; begun eagerly (`nbdjobs.eager`), so what never
                 waits is over before the next request is looked at
 
@@ -18,7 +18,6 @@ import asyncio
 import errno
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from struct import Struct
 from typing import Any, Final
 
 from nbdjobs.eager import start
@@ -26,11 +25,7 @@ from nbdjobs.errors import NodeError, ProtocolError
 from nbdjobs.protocol.buffers import POOLED_FROM, BufferPool, ReceiveBuffer
 from nbdjobs.protocol.constants import (
     BASE_ALLOCATION,
-    EXTENDED_REQUEST_MAGIC,
-    REQUEST_MAGIC,
     AllocationState,
-    Command,
-    CommandFlag,
     HeaderStyle,
     ReplyFlag,
 )
@@ -38,6 +33,24 @@ from nbdjobs.protocol.export import Extent, MetaContext
 from nbdjobs.protocol.messages import nbd_error, unpack_status_payload
 from nbdjobs.protocol.negotiation import Chosen
 from nbdjobs.protocol.replies import REPLIES
+from nbdjobs.protocol.requests import (
+    BLOCK_STATUS,
+    CACHE,
+    DF,
+    DISC,
+    FAST_ZERO,
+    FLUSH,
+    FUA,
+    NO_HOLE,
+    READ,
+    REQ_ONE,
+    TRIM,
+    WRITE,
+    WRITE_ZEROES,
+    Rules,
+    too_long,
+)
+from nbdjobs.protocol.turns import CHANGE_COST, READ_COST
 
 MAX_REQUESTS: Final = 128
 """Suspended requests of one client; eight times what QEMU takes."""
@@ -61,40 +74,8 @@ MAX_EXTENTS: Final = 16 * 1024
 MAX_READ_EXTENTS: Final = 128
 """Extents looked up for one sparse read; behind them a read is all data."""
 
-COMPACT_REQUEST: Final = Struct(">IHHQQI")
-EXTENDED_REQUEST: Final = Struct(">IHHQQQ")
-
-# Plain numbers: the hot loop compares them with what `struct` returns.
-_READ: Final = int(Command.READ)
-_WRITE: Final = int(Command.WRITE)
-_DISC: Final = int(Command.DISC)
-_FLUSH: Final = int(Command.FLUSH)
-_TRIM: Final = int(Command.TRIM)
-_CACHE: Final = int(Command.CACHE)
-_WRITE_ZEROES: Final = int(Command.WRITE_ZEROES)
-_BLOCK_STATUS: Final = int(Command.BLOCK_STATUS)
-_FUA: Final = int(CommandFlag.FUA)
-_NO_HOLE: Final = int(CommandFlag.NO_HOLE)
-_DF: Final = int(CommandFlag.DF)
-_REQ_ONE: Final = int(CommandFlag.REQ_ONE)
-_FAST_ZERO: Final = int(CommandFlag.FAST_ZERO)
-_PAYLOAD_LEN: Final = int(CommandFlag.PAYLOAD_LEN)
 _DONE: Final = int(ReplyFlag.DONE)
 _ZERO: Final = int(AllocationState.ZERO)
-
-_CHANGING: Final = frozenset({_WRITE, _TRIM, _WRITE_ZEROES})
-_MOVING_DATA: Final = frozenset({_READ, _WRITE, _CACHE})
-
-# FUA is valid with every command (specification, "Command flags").
-_FLAGS: Final[dict[int, int]] = {
-    _READ: _FUA | _DF,
-    _WRITE: _FUA,
-    _FLUSH: _FUA,
-    _TRIM: _FUA,
-    _CACHE: _FUA,
-    _WRITE_ZEROES: _FUA | _NO_HOLE | _FAST_ZERO,
-    _BLOCK_STATUS: _FUA | _REQ_ONE,
-}
 
 _log = logging.getLogger(__name__)
 
@@ -116,6 +97,8 @@ class Session:
         out_bytes: Payload bytes in `out`.
         borrowed: Buffers of the pool in `out`, to be given back when sent.
         is_held: Whether nothing new may begin now.
+        spent: What the requests of this turn have cost (see `turns`).
+        is_turn_over: Whether there may be whole requests that wait for the next turn.
         is_over: No further request is taken: the client said goodbye, or broke a rule.
         batch: Requests that the last `consume` found.
         needed: Bytes, counted from the start of what is not parsed, that make the next
@@ -136,15 +119,15 @@ class Session:
         self.out_bytes = 0
         self.borrowed: list[memoryview] = []
         self.is_held = False
+        self.spent = 0
+        self.is_turn_over = False
         self.is_over = False
         self.batch = 0
-        self.needed = 0
         self._backend = export.backend
-        self._style = chosen.style
         self._replies = REPLIES[chosen.style]
         self._contexts: Mapping[int, MetaContext] = chosen.contexts
         self._allocation = _allocation_context(chosen)
-        self._alignment_mask = export.minimum_block_size - 1
+        self._rules = Rules(export, chosen.style, chosen.contexts.keys())
         self._pool = pool
         self._flush = flush
         self._notify = notify
@@ -152,10 +135,7 @@ class Session:
         self._is_blocked = False
         self._bytes_in_flight = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        is_extended = chosen.style is HeaderStyle.EXTENDED
-        self._request = EXTENDED_REQUEST if is_extended else COMPACT_REQUEST
-        self._magic = EXTENDED_REQUEST_MAGIC if is_extended else REQUEST_MAGIC
-        self.needed = self._request.size
+        self.needed = self._rules.layout.size
 
     @property
     def in_flight(self) -> int:
@@ -180,36 +160,42 @@ class Session:
         for task in self._tasks:
             task.cancel()
 
-    def consume(self, buffer: ReceiveBuffer) -> None:
-        """Begin every whole request in the buffer, as long as nothing holds them.
+    def consume(self, buffer: ReceiveBuffer, allowance: int) -> None:
+        """Begin the whole requests in the buffer, until something holds them or the turn ends.
+
+        Args:
+            buffer: What is received and not yet begun.
+            allowance: What a turn may cost; its last request may cost more.
 
         Raises:
             ProtocolError: The client broke the rules; requests before that were begun.
         """
-        unpack_from = self._request.unpack_from
-        header_size = self._request.size
-        magic = self._magic
-        is_extended = self._style is HeaderStyle.EXTENDED
+        rules = self._rules
+        unpack_from = rules.layout.unpack_from
+        header_size = rules.layout.size
+        magic = rules.magic
+        payload_flag = rules.payload_flag
+        alignment_mask = rules.alignment_mask
         size = self._backend.size
         maximum = self.export.maximum_payload
-        alignment_mask = self._alignment_mask
         view = buffer.view
         position = buffer.start
         end = buffer.end
         needed = header_size
+        spent = self.spent
         batch = 0
         self._in_batch = True
         try:
-            while end - position >= header_size and not self.is_held:
+            while end - position >= header_size and spent < allowance and not self.is_held:
                 got_magic, flags, command, cookie, offset, length = unpack_from(view, position)
                 if got_magic != magic:
                     raise ProtocolError(f"invalid magic (got {got_magic:#x})")
                 payload: memoryview | None = None
-                if flags & _PAYLOAD_LEN if is_extended else command == _WRITE:
+                if flags & payload_flag if payload_flag else command == WRITE:
                     if length > maximum:
                         # As QEMU: skipping so much is no service to anybody.
-                        self._refuse(cookie, offset, errno.EINVAL, _too_long(length, maximum))
-                        raise ProtocolError(_too_long(length, maximum))
+                        self._refuse(cookie, offset, errno.EINVAL, too_long(length, maximum))
+                        raise ProtocolError(too_long(length, maximum))
                     if end - position < header_size + length:
                         needed = header_size + length
                         break
@@ -219,35 +205,26 @@ class Session:
                 else:
                     position += header_size
                 batch += 1
-                if command == _DISC:
+                if command == DISC:
                     self.is_over = True
                     break
-                is_plain_read = (
-                    command == _READ
+                if (  # a plain read breaks no rule
+                    command == READ
                     and not flags
                     and length <= maximum
                     and offset + length <= size
                     and not (offset | length) & alignment_mask
-                )
-                refusal = (
-                    None
-                    if is_plain_read
-                    else self._refusal(command, flags, offset, length, payload, size)
-                )
-                if is_plain_read and self._read_now(cookie, offset, length):
-                    pass
-                elif refusal is not None:
-                    self._refuse(cookie, offset, *refusal)
+                ):
+                    spent += length + READ_COST
+                    is_answered = self._read_now(cookie, offset, length)
                 else:
-                    operation = self._operation(command, flags, cookie, offset, length, payload)
-                    try:
-                        task = start(operation)
-                    except Exception as error:
-                        self._refuse_failed(cookie, offset, error)
-                    else:
-                        if task is not None:
-                            cost = length if command == _READ or payload is not None else 0
-                            self._track(task, buffer, cookie, offset, cost)
+                    spent += len(payload or b"") + CHANGE_COST
+                    refusal = rules.refusal(command, flags, offset, length, payload, size)
+                    is_answered = refusal is not None
+                    if refusal is not None:
+                        self._refuse(cookie, offset, *refusal)
+                if not is_answered:
+                    self._begin(buffer, command, flags, cookie, offset, length, payload)
                 if self.out_bytes >= FLUSH_BYTES or len(self.out) >= FLUSH_PIECES:
                     self._flush()
                     if self._is_blocked:
@@ -257,78 +234,29 @@ class Session:
             buffer.start = position
             self.needed = needed
             self.batch = batch
+            self.spent = spent
+            self.is_turn_over = spent >= allowance
 
-    def _refusal(
+    def _begin(
         self,
+        buffer: ReceiveBuffer,
         command: int,
         flags: int,
+        cookie: int,
         offset: int,
         length: int,
         payload: memoryview | None,
-        size: int,
-    ) -> tuple[int, str] | None:
-        """Check a request: None, or the errno and the sentence it is refused with.
-
-        Source: specification, "Error values"; the texts are QEMU's.
-        """
-        allowed = _FLAGS.get(command)
-        if allowed is None:
-            return errno.EINVAL, f"invalid request type ({command}) received"
-        if self._style is HeaderStyle.EXTENDED:
-            if (payload is not None) != (command == _WRITE):
-                return self._payload_refusal(command, flags, offset, payload, size)
-            flags &= ~_PAYLOAD_LEN
-        if flags & ~allowed or (flags & _DF and self._style is HeaderStyle.SIMPLE):
-            name = Command(command).name.lower().replace("_", " ")
-            return errno.EINVAL, f"unsupported flags for command {name} (got {flags:#x})"
-        if command == _FLUSH:
-            return None
-        if length > self.export.maximum_payload and command in _MOVING_DATA:
-            return errno.EINVAL, _too_long(length, self.export.maximum_payload)
-        if command in _CHANGING and not self.export.is_writable:
-            return errno.EPERM, "Export is read-only"
-        if command == _BLOCK_STATUS:
-            return self._status_refusal(offset, length, size)
-        return self._range_refusal(command, offset, length, size)
-
-    def _range_refusal(
-        self, command: int, offset: int, length: int, size: int
-    ) -> tuple[int, str] | None:
-        if offset + length > size:
-            number = errno.ENOSPC if command in (_WRITE, _WRITE_ZEROES) else errno.EINVAL
-            text = f"operation past EOF; From: {offset}, Len: {length}, Size: {size}"
-            return number, text
-        if (offset | length) & self._alignment_mask:
-            unit = self.export.minimum_block_size
-            text = f"unaligned request; From: {offset}, Len: {length}, Alignment: {unit}"
-            return errno.EINVAL, text
-        return None
-
-    def _status_refusal(self, offset: int, length: int, size: int) -> tuple[int, str] | None:
-        if not self._contexts:
-            return errno.EINVAL, "CMD_BLOCK_STATUS not negotiated"
-        if not length:
-            return errno.EINVAL, "need non-zero length"
-        return self._range_refusal(_BLOCK_STATUS, offset, length, size)
-
-    def _payload_refusal(
-        self, command: int, flags: int, offset: int, payload: memoryview | None, size: int
-    ) -> tuple[int, str] | None:
-        """Check a request that has a payload and should not, or the reverse."""
-        name = Command(command).name.lower().replace("_", " ")
-        if payload is None:
-            return errno.EINVAL, f"command {name} needs a payload"
-        if command != _BLOCK_STATUS:
-            return errno.EINVAL, f"command {name} takes no payload"
-        if flags & ~(_FUA | _REQ_ONE | _PAYLOAD_LEN):
-            return errno.EINVAL, f"unsupported flags for command {name} (got {flags:#x})"
+    ) -> None:
+        """Do a request, or begin it if it has to wait."""
+        operation = self._operation(command, flags, cookie, offset, length, payload)
         try:
-            length, ids = unpack_status_payload(payload)
-        except ProtocolError as error:
-            return errno.EINVAL, str(error)
-        if len(set(ids)) != len(ids) or not self._contexts.keys() >= set(ids):
-            return errno.EINVAL, "unknown or repeated metadata context id"
-        return self._status_refusal(offset, length, size)
+            task = start(operation)
+        except Exception as error:
+            self._refuse_failed(cookie, offset, error)
+        else:
+            if task is not None:
+                cost = length if command == READ or payload is not None else 0
+                self._track(task, buffer, cookie, offset, cost)
 
     def _operation(
         self,
@@ -340,18 +268,18 @@ class Session:
         payload: memoryview | None,
     ) -> Coroutine[Any, Any, None]:
         """Choose the coroutine that does a request."""
-        if command == _READ:
+        if command == READ:
             if (
                 self._allocation is None
-                or flags & _DF
+                or flags & DF
                 or self._backend.is_known_data(offset, length)
             ):
                 return self._read(cookie, offset, length)
             return self._read_sparse(self._allocation, cookie, offset, length)
-        if command == _WRITE:
+        if command == WRITE:
             assert payload is not None
             return self._write(cookie, offset, payload, flags)
-        if command == _BLOCK_STATUS:
+        if command == BLOCK_STATUS:
             return self._block_status(cookie, offset, length, flags, payload)
         return self._without_data(command, cookie, offset, length, flags)
 
@@ -463,7 +391,7 @@ class Session:
 
     async def _write(self, cookie: int, offset: int, payload: memoryview, flags: int) -> None:
         if payload:
-            await self._backend.pwrite(offset, payload, fua=bool(flags & _FUA))
+            await self._backend.pwrite(offset, payload, fua=bool(flags & FUA))
         self.out.append(self._replies.done(cookie, offset))
 
     async def _without_data(
@@ -471,23 +399,23 @@ class Session:
     ) -> None:
         """Do what moves no data; of an empty range nothing is done, successfully, as in QEMU."""
         backend = self._backend
-        fua = bool(flags & _FUA)
-        if command == _FLUSH:
+        fua = bool(flags & FUA)
+        if command == FLUSH:
             await backend.flush()
         elif not length:
             pass
-        elif command == _TRIM:
+        elif command == TRIM:
             await backend.pdiscard(offset, length, fua=fua)
-        elif command == _CACHE:
+        elif command == CACHE:
             await backend.cache(offset, length)
         else:
-            assert command == _WRITE_ZEROES
+            assert command == WRITE_ZEROES
             await backend.pwrite_zeroes(
                 offset,
                 length,
                 fua=fua,
-                may_unmap=not flags & _NO_HOLE,
-                fast_only=bool(flags & _FAST_ZERO),
+                may_unmap=not flags & NO_HOLE,
+                fast_only=bool(flags & FAST_ZERO),
             )
         self.out.append(self._replies.done(cookie, offset))
 
@@ -498,7 +426,7 @@ class Session:
         if payload is not None:
             length, ids = unpack_status_payload(payload)
             contexts = {number: contexts[number] for number in ids}
-        limit = 1 if flags & _REQ_ONE else MAX_EXTENTS
+        limit = 1 if flags & REQ_ONE else MAX_EXTENTS
         found = [
             (number, await context.extents(offset, length, limit))
             for number, context in contexts.items()
@@ -531,7 +459,3 @@ def _runs(extents: Sequence[Extent], length: int) -> list[Extent]:
         elif run_length:
             runs.append(Extent(run_length, is_zero))
     return runs
-
-
-def _too_long(length: int, maximum: int) -> str:
-    return f"len ({length}) is larger than max len ({maximum})"

@@ -28,6 +28,7 @@ from nbdjobs.protocol.messages import (
 )
 from nbdjobs.protocol.negotiation import Chosen
 from nbdjobs.protocol.session import Session
+from nbdjobs.protocol.turns import ALONE
 from tests.protocol.rig import Allocation, Even, MemoryDisk
 
 NAMES = st.text(max_size=20)
@@ -174,7 +175,7 @@ def test_any_bytes_are_requests_or_a_protocol_error(
         for piece in pieces:
             buffer.append(piece)
             try:
-                session.consume(buffer)
+                session.consume(buffer, ALONE)
             except ProtocolError:
                 return
             pool.end_batch()

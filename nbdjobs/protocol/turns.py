@@ -1,0 +1,57 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""How much one client may have done before it is everybody's turn.
+
+All clients share one event loop, which serves those who have sent something one after the other.
+A client that has sent a thousand requests would have all of them done in its turn, so a turn has
+an end: what a turn may cost is set here, and what does not fit waits for the next one, behind a
+round of the loop in which everyone else is served.
+
+Turns are short while there is company, so that a client with one small request at a time is served
+about as often as it would be if a few more like it were there; they are long for a client that
+is alone, as going round the loop for nobody costs a little.
+
+Costs are in bytes: those of the payload, and what takes as long for the request itself.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+READ_COST: Final = 24 * 1024
+"""What a read costs beside its payload: about 5 us, in which a payload of so much is copied."""
+
+CHANGE_COST: Final = 128 * 1024
+"""What any other request costs beside its payload; a write into the page cache takes 25 us."""
+
+SHARED: Final = 384 * 1024
+"""What a turn may cost in company: about 75 us, or one request that costs more."""
+
+ALONE: Final = 4 * 1024 * 1024
+"""What it may cost without: about 1 ms, so that newcomers and QMP need not wait for long."""
+
+REMEMBERED: Final = 64
+"""Turns of one client in a row until it counts as alone."""
+
+
+class Turns:
+    """Knows whether a client has company; one for all clients of a server."""
+
+    def __init__(self) -> None:
+        self._last: object = None
+        self._company = 0
+
+    def allowance(self, client: object) -> int:
+        """Take note of a client that is served now, and return what this may cost."""
+        if client is not self._last:
+            # The first client of all is not in company.
+            self._company = 0 if self._last is None else REMEMBERED
+            self._last = client
+        elif self._company:
+            self._company -= 1
+        return SHARED if self._company else ALONE
+
+    def left(self, client: object) -> None:
+        """Take note that a client is gone."""
+        if client is self._last:
+            self._last = None
