@@ -93,7 +93,7 @@ def test_what_does_not_fit_into_a_turn_waits_for_the_next() -> None:
         count = 100
         for cookie in range(count):
             buffer.append(struct.pack(">IHHQQI", REQUEST_MAGIC, 0, Command.READ, cookie, 0, 512))
-        turns = []
+        turns: list[int] = []
         while not turns or session.is_turn_over:
             session.spent = 0
             session.consume(buffer, 10 * (READ_COST + 512))
