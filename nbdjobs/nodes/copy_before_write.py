@@ -39,6 +39,7 @@ from nbdjobs.nodes.graph import Edge, Graph, Role
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.status import BlockStatus
+from nbdjobs.protocol.export import FileRange
 
 
 class OnCbwError(StrEnum):
@@ -193,6 +194,10 @@ class CopyBeforeWrite(Node):
     def pread_now(self, offset: int, buffer: memoryview, data_only: bool) -> bool:
         """Read from the file."""
         return self._file.pread_now(offset, buffer, data_only)
+
+    def stored_at(self, offset: int, length: int, data_only: bool) -> FileRange | None:
+        """Where the file stores it: reads see the disk as it is now."""
+        return self._file.stored_at(offset, length, data_only)
 
     def _pread(self, offset: int, buffer: memoryview) -> Operation:
         return self._file.pread(offset, buffer)

@@ -26,6 +26,7 @@ from nbdjobs.nodes.leaky_bucket import Direction
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.status import BlockStatus
+from nbdjobs.protocol.export import FileRange
 
 T = TypeVar("T")
 
@@ -173,6 +174,19 @@ class Device(Door):
         if account.histogram is not None:
             account.histogram.count(now - begun)
         return True
+
+    def stored_at(self, offset: int, length: int, data_only: bool) -> FileRange | None:
+        """Tell where the kernel can send a range from at once, if nothing holds it back."""
+        if self._obstacles:
+            return None
+        begun = perf_counter()
+        found = self._root.node.stored_at(offset, length, data_only)
+        if found is not None:
+            account = self._reads
+            account.operations += 1
+            account.length += length
+            account.note_time(begun)
+        return found
 
     async def pwrite(self, offset: int, data: memoryview, *, fua: bool = False) -> None:
         """Write `data` at `offset`; with `fua`, return only when it is on stable storage."""

@@ -38,6 +38,7 @@ from nbdjobs.nodes.storage import FileStorage, Run
 from nbdjobs.nodes.syscalls import begin_writeback
 from nbdjobs.nodes.tracked import Kind
 from nbdjobs.nodes.workers import Workers
+from nbdjobs.protocol.export import FileRange
 from nbdjobs.qapi.types import features, member
 
 logger = logging.getLogger(__name__)
@@ -260,6 +261,17 @@ class FileNode(DriverNode[FileOptions]):
             return preadv(self._fd, (buffer,), offset, RWF_NOWAIT) == length
         except OSError:
             return False  # `pread` meets it again, and knows what to do about it
+
+    def stored_at(self, offset: int, length: int, data_only: bool) -> FileRange | None:
+        """Tell of a range that the page cache has all of."""
+        if (
+            self._is_direct
+            or not self._reads_pass
+            or (data_only and not self._data_map.knows(offset, length))
+            or not self._storage.is_cached(offset, length)
+        ):
+            return None
+        return FileRange(self._fd, offset, length)
 
     async def _pwrite(self, offset: int, data: memoryview, fua: bool) -> None:
         length = len(data)

@@ -22,6 +22,7 @@ from nbdjobs.nodes.config import DetectZeroes, Limits, NodeConfig
 from nbdjobs.nodes.rounding import round_down, round_up
 from nbdjobs.nodes.status import DATA, BlockStatus
 from nbdjobs.nodes.tracked import Kind, TrackedRequests
+from nbdjobs.protocol.export import FileRange
 
 Operation = Coroutine[Any, Any, None]
 
@@ -103,6 +104,14 @@ class Gate(ABC):
         several nodes. Who overrides this passes on nothing that its `pread` would treat otherwise.
         """
         return False
+
+    def stored_at(self, offset: int, length: int, data_only: bool) -> FileRange | None:
+        """Tell where the kernel can send a range from at once; see `protocol.export.Backend`.
+
+        Only where the bytes of the file are the content for good: what a later write must not
+        change under a reader's hands, such as a point in time, has to be read.
+        """
+        return None
 
     def pwrite(self, offset: int, data: memoryview, *, fua: bool = False) -> Operation:
         """Write `data` at `offset`; with `fua`, return only when it is on stable storage."""

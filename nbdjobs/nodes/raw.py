@@ -25,6 +25,7 @@ from nbdjobs.nodes.options import BlockdevOptions, BlockdevRef
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.rounding import round_down
 from nbdjobs.nodes.status import BlockStatus
+from nbdjobs.protocol.export import FileRange
 from nbdjobs.qapi.types import INT64_MAX
 
 
@@ -135,6 +136,13 @@ class RawNode(DriverNode[RawOptions]):
         if file.takes_debug_events or not self._reads_pass:
             return False
         return file.pread_now(self._offset + offset, buffer, data_only)
+
+    def stored_at(self, offset: int, length: int, data_only: bool) -> FileRange | None:
+        """Where the child stores it."""
+        file = self.edges["file"].node
+        if file.takes_debug_events or not self._reads_pass:
+            return None
+        return file.stored_at(self._offset + offset, length, data_only)
 
     def _pread(self, offset: int, buffer: memoryview) -> Operation:
         file = self.edges["file"].node

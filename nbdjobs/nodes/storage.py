@@ -19,6 +19,7 @@ from nbdjobs.errors import CommandError, NodeError
 from nbdjobs.nodes import syscalls
 from nbdjobs.nodes.bounce import BOUNCE, BounceBuffers
 from nbdjobs.nodes.config import SECTOR, Limits, NodeConfig
+from nbdjobs.nodes.residency import NOTHING_RESIDENT, Residency
 from nbdjobs.nodes.rounding import round_up
 from nbdjobs.nodes.syscalls import (
     FALLOC_FL_KEEP_SIZE,
@@ -65,6 +66,7 @@ class FileStorage:
         self._is_auto = config.is_auto_read_only and not config.is_read_only
         self._refused: set[int] = set()
         self._length = 0
+        self._residency = NOTHING_RESIDENT
         self._bounce = BounceBuffers()
         try:
             self.fd = self._open(is_writable=not (config.is_read_only or self._is_auto))
@@ -74,12 +76,14 @@ class FileStorage:
             self._check_writable()
             self.size = self._find_size()
             self.limits = self._find_limits()
+            self._residency = self._find_residency()
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Close all descriptors."""
+        self._residency.close()
         for fd in {self.fd, self.write_fd} - {-1}:
             os.close(fd)
         self.fd = self.write_fd = -1
@@ -193,6 +197,16 @@ class FileStorage:
         if offset < self._length:
             raise OSError(errno.EIO, f"'{self.path}' has been truncated")
 
+    def is_cached(self, offset: int, length: int) -> bool:
+        """Whether the page cache has all of a range, so that nobody waits for the storage."""
+        return self._residency.covers(offset, length)
+
+    def _find_residency(self) -> Residency:
+        if self._is_direct:
+            return NOTHING_RESIDENT
+        # Not the end of a last sector that the file does not have.
+        return Residency(self.fd, self._length or self.size)
+
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of `data`; the file grows if it has to."""
         done = 0
@@ -229,6 +243,8 @@ class FileStorage:
         except OSError as error:
             raise CommandError(f"Could not resize file: {error.strerror}") from error
         self.size = self._find_size()
+        self._residency.close()
+        self._residency = self._find_residency()
 
     def sync(self) -> None:
         """Bring all completed writes to stable storage."""

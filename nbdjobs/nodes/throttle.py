@@ -24,6 +24,7 @@ from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.options import BlockdevOptions, BlockdevRef
 from nbdjobs.nodes.status import BlockStatus
 from nbdjobs.nodes.throttle_group import Member
+from nbdjobs.protocol.export import FileRange
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +144,16 @@ class ThrottleNode(DriverNode[ThrottleOptions]):
             return False
         turns.account(Direction.READ, len(buffer))
         return True
+
+    def stored_at(self, offset: int, length: int, data_only: bool) -> FileRange | None:
+        """Where the child stores it, if the read need not wait here."""
+        turns = self._turns
+        if not self._reads_pass or not turns.is_free(Direction.READ):
+            return None
+        found = self._file.stored_at(offset, length, data_only)
+        if found is not None:
+            turns.account(Direction.READ, length)
+        return found
 
     def _pread(self, offset: int, buffer: memoryview) -> Operation:
         if self._begin(Direction.READ, len(buffer)):

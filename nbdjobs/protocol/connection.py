@@ -31,7 +31,8 @@ from nbdjobs.protocol.buffers import (
 from nbdjobs.protocol.export import Export
 from nbdjobs.protocol.negotiation import Chosen, Ended, Negotiation
 from nbdjobs.protocol.polling import TURN_NS, Polling
-from nbdjobs.protocol.session import Piece, Session
+from nbdjobs.protocol.sending import Memory, Piece, send, send_with_files, unread_from
+from nbdjobs.protocol.session import NEVER, Session
 from nbdjobs.protocol.turns import Turns
 
 BASE_CAPACITY: Final = 256 * 1024
@@ -81,6 +82,7 @@ class Connection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._descriptor = -1
+        self._unread_from = NEVER
         self._negotiation: Negotiation | None = Negotiation(exports)
         self._session: Session | None = None
         self._incoming = ReceiveBuffer(pool, BASE_CAPACITY)
@@ -127,7 +129,9 @@ class Connection(asyncio.BufferedProtocol):
         # With a limit of 0, `_is_blocked` is exactly "the transport holds bytes".
         transport.set_write_buffer_limits(high=0)
         if self._use_writev:
-            self._descriptor = transport.get_extra_info("socket").fileno()
+            sock = transport.get_extra_info("socket")
+            self._descriptor = sock.fileno()
+            self._unread_from = unread_from(sock.family)
         self._handshake_timer = self._call_later(self._handshake_limit_s, self._handshake_expired)
         assert self._negotiation is not None
         transport.write(self._negotiation.greeting())
@@ -294,7 +298,13 @@ class Connection(asyncio.BufferedProtocol):
     def _begin_session(self, chosen: Chosen, unconsumed: bytes) -> None:
         if self._handshake_timer is not None:
             self._handshake_timer.cancel()
-        session = Session(chosen, pool=self._pool, flush=self._flush, notify=self._pump_soon)
+        session = Session(
+            chosen,
+            pool=self._pool,
+            flush=self._flush,
+            notify=self._pump_soon,
+            unread_from=self._unread_from,
+        )
         session.set_blocked(self._is_blocked)
         self._session = session
         if len(unconsumed) > self._incoming.capacity:
@@ -387,7 +397,7 @@ class Connection(asyncio.BufferedProtocol):
         out = session.out
         session.out = []
         session.out_bytes = 0
-        rest = self._write_now(out) if self._descriptor >= 0 else out
+        rest = self._send(out, session)
         if rest:
             self._unsent += session.borrowed
             session.borrowed.clear()
@@ -398,19 +408,18 @@ class Connection(asyncio.BufferedProtocol):
         elif session.borrowed:
             self._give_back(session.borrowed)
 
-    def _write_now(self, out: list[Piece]) -> list[Piece]:
-        """Write to the socket without waiting; return what it did not take."""
+    def _send(self, out: list[Piece], session: Session) -> list[Memory]:
+        """Send without waiting; return what the socket did not take."""
         try:
-            for first in range(0, len(out), 1024):
-                batch = out[first : first + 1024] if len(out) > 1024 else out
-                sent = os.writev(self._descriptor, batch)
-                if sent != sum(map(len, batch)):
-                    return _after(batch, sent) + out[first + 1024 :]
-        except BlockingIOError:
-            return out[first:]
-        except OSError:
+            if session.has_file_ranges:
+                session.has_file_ranges = False
+                return send_with_files(self._descriptor, out)
+            memory = cast(list[Memory], out)
+            return send(self._descriptor, memory) if self._descriptor >= 0 else memory
+        except OSError as error:
+            _log.info("client disconnected: %s", error)
             self.disconnect()
-        return []
+            return []
 
     def _give_back(self, buffers: list[memoryview]) -> None:
         for buffer in buffers:
@@ -436,12 +445,3 @@ class Connection(asyncio.BufferedProtocol):
 
 def _ignore(connection: Connection) -> None:
     """Take the place of a callback that was called."""
-
-
-def _after(pieces: list[Piece], sent: int) -> list[Piece]:
-    """Return what is left of the pieces behind the first `sent` bytes."""
-    for number, piece in enumerate(pieces):
-        if sent < len(piece):
-            return [memoryview(piece)[sent:], *pieces[number + 1 :]]
-        sent -= len(piece)
-    return []

@@ -23,6 +23,26 @@ class Extent(NamedTuple):
     flags: int
 
 
+class FileRange:
+    """Bytes of a file that the kernel sends from its page cache: a piece of a reply.
+
+    Attributes:
+        fd: Descriptor of the file.
+        offset: First byte.
+        length: Bytes.
+    """
+
+    __slots__ = ("fd", "length", "offset")
+
+    def __init__(self, fd: int, offset: int, length: int):
+        self.fd = fd
+        self.offset = offset
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+
 class Backend(Protocol):
     """The operations of the disk behind an export.
 
@@ -49,6 +69,21 @@ class Backend(Protocol):
 
         Returns:
             Whether the read is done. If not, whatever the reason, `pread` has to be called.
+        """
+        ...
+
+    def stored_at(self, offset: int, length: int, data_only: bool) -> FileRange | None:
+        """Tell where the kernel can send a range from at once; it then counts as read.
+
+        The answer is good until the caller gives up control.
+
+        Args:
+            offset: First byte.
+            length: Bytes, at least 1.
+            data_only: Leave the range alone if it may hold holes.
+
+        Returns:
+            None if the range has to be read, whatever the reason.
         """
         ...
 

@@ -50,6 +50,7 @@ from nbdjobs.protocol.requests import (
     Rules,
     too_long,
 )
+from nbdjobs.protocol.sending import UNREAD_TO, Memory, Piece
 from nbdjobs.protocol.turns import CHANGE_COST, READ_COST
 
 MAX_REQUESTS: Final = 128
@@ -74,12 +75,13 @@ MAX_EXTENTS: Final = 16 * 1024
 MAX_READ_EXTENTS: Final = 128
 """Extents looked up for one sparse read; behind them a read is all data."""
 
+NEVER: Final = 1 << 64
+"""A length that no read has."""
+
 _DONE: Final = int(ReplyFlag.DONE)
 _ZERO: Final = int(AllocationState.ZERO)
 
 _log = logging.getLogger(__name__)
-
-Piece = bytes | memoryview
 
 
 class Session:
@@ -91,10 +93,13 @@ class Session:
         flush: Sends `out`; called in the middle of a large batch.
         notify: Called when a request that had to wait has put its reply into `out`, or has
             made room for further ones.
+        unread_from: Bytes of a read from which on `out` may hold ranges of files instead of
+            what they contain.
 
     Attributes:
         out: Replies to send, in order.
         out_bytes: Payload bytes in `out`.
+        has_file_ranges: Whether there are ranges of files in `out`.
         borrowed: Buffers of the pool in `out`, to be given back when sent.
         is_held: Whether nothing new may begin now.
         spent: What the requests of this turn have cost (see `turns`).
@@ -112,12 +117,14 @@ class Session:
         pool: BufferPool,
         flush: Callable[[], None],
         notify: Callable[[], None],
+        unread_from: int = NEVER,
     ):
         export = chosen.export
         self.export = export
         self.out: list[Piece] = []
         self.out_bytes = 0
         self.borrowed: list[memoryview] = []
+        self.has_file_ranges = False
         self.is_held = False
         self.spent = 0
         self.is_turn_over = False
@@ -131,6 +138,7 @@ class Session:
         self._pool = pool
         self._flush = flush
         self._notify = notify
+        self._unread_from = unread_from
         self._in_batch = False
         self._is_blocked = False
         self._bytes_in_flight = 0
@@ -333,6 +341,8 @@ class Session:
         """Answer a read that the page cache can answer; False if it has to be begun as others."""
         if not length:
             return False
+        if self._unread_from <= length <= UNREAD_TO and self._send_unread(cookie, offset, length):
+            return True
         is_pooled = length >= POOLED_FROM
         buffer = self._pool.take(length) if is_pooled else self._pool.scratch(length)
         if not self._backend.pread_now(offset, buffer, self._allocation is not None):
@@ -343,6 +353,21 @@ class Session:
         self.out_bytes += length
         if is_pooled:
             self.borrowed.append(buffer)
+        return True
+
+    def _send_unread(self, cookie: int, offset: int, length: int) -> bool:
+        """Let the kernel answer a read out of the page cache; False if it has to be read.
+
+        Only what leaves at once: later the page cache may not have it any more.
+        """
+        if self._is_blocked:
+            return False
+        found = self._backend.stored_at(offset, length, self._allocation is not None)
+        if found is None:
+            return False
+        self.out += (self._replies.data(cookie, offset, offset, length, _DONE), found)
+        self.out_bytes += length
+        self.has_file_ranges = True
         return True
 
     async def _read(self, cookie: int, offset: int, length: int) -> None:
@@ -372,7 +397,7 @@ class Session:
         if len(runs) == 1 and not runs[0].flags:
             await self._read(cookie, offset, length)
             return
-        pieces: list[Piece] = []
+        pieces: list[Memory] = []
         buffers: list[memoryview] = []
         start = offset
         for number, (run_length, is_hole) in enumerate(runs, 1):

@@ -20,6 +20,7 @@ from nbdjobs.nodes.options import Discard
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.throttle import ThrottleOptions
 from nbdjobs.nodes.throttle_group import ThrottleGroup
+from nbdjobs.protocol.export import FileRange
 from tests.jobs.rig import ManualClock
 from tests.nodes.faults import MemoryNode, Op
 
@@ -171,6 +172,26 @@ def test_a_read_on_the_spot_counts_and_is_refused_when_it_would_have_to_wait() -
         assert not node.pread_now(0, buffer(), False)
         rig.clock.advance(1)
         assert node.pread_now(0, buffer(), False)
+
+    asyncio.run(go())
+
+
+class StoredDisk(MemoryNode):
+    """A disk whose content is all in one file."""
+
+    def stored_at(self, offset: int, length: int, data_only: bool) -> FileRange | None:
+        return FileRange(0, offset, length)
+
+
+def test_what_is_sent_without_being_read_counts_all_the_same() -> None:
+    async def go() -> None:
+        rig = Rig(iops_total=1)
+        rig.graph.add(StoredDisk(SIZE, name="stored"))
+        node = await rig.open(disk="stored")
+        assert node.stored_at(0, 512, False)
+        assert not node.stored_at(0, 512, False)
+        rig.clock.advance(1)
+        assert node.stored_at(0, 512, False)
 
     asyncio.run(go())
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nbdjobs.errors import NodeError
-from nbdjobs.protocol.export import Export, Extent
+from nbdjobs.protocol.export import Export, Extent, FileRange
 from nbdjobs.protocol.server import Server
 
 SIZE = 1024 * 1024
@@ -70,6 +70,9 @@ class MemoryDisk:
             await self.gates[operation].passage()
         if operation in self.failures:
             raise self.failures[operation]
+
+    def stored_at(self, offset: int, length: int, data_only: bool) -> FileRange | None:
+        return None
 
     def pread_now(self, offset: int, buffer: memoryview, data_only: bool) -> bool:
         return False
