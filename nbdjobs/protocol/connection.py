@@ -8,7 +8,8 @@ receiving   into one buffer, used over and over; payloads are used where they li
 sending     all replies of a batch in one `writev`, straight to the socket; only what the
             socket does not take goes through the transport, which waits until it does.
             Until then nothing else is sent, begun or read: that bounds memory
-ending      requests in flight are always finished: a write is never torn by a disconnect
+ending      requests in flight are always finished: a write is never torn by a disconnect.
+            Those that a disk holds back are not in flight: they go with their client
 """
 
 from __future__ import annotations
@@ -219,6 +220,8 @@ class Connection(asyncio.BufferedProtocol):
         self._descriptor = -1
         self._is_ending = True
         self._turns.left(self)
+        if self._session is not None:
+            self._session.abandon()
         for timer in (self._handshake_timer, self._shrink_timer):
             if timer is not None:
                 timer.cancel()
@@ -256,6 +259,8 @@ class Connection(asyncio.BufferedProtocol):
         self._pool.end_batch()
         if self._is_at_eof and not self._is_held():
             self._is_ending = True  # no whole request is left
+        if self._is_at_eof and self._session is not None:
+            self._session.abandon()
         session = self._session
         if self._is_ending or (session is not None and session.is_over):
             self._end_if_idle()

@@ -8,7 +8,7 @@ fits it (`nbdjobs.nodes.device.Device` is a `Backend`).
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -126,6 +126,10 @@ class Backend(Protocol):
 
     def is_known_data(self, offset: int, length: int) -> bool:
         """Whether the range is known to hold no holes; False when that is not known."""
+        ...
+
+    def when_all_wait(self, callback: Callable[[], None]) -> None:
+        """If requests are held back now, call as soon as all that are begun wait to be let in."""
         ...
 
 

@@ -168,6 +168,14 @@ class Session:
         for task in self._tasks:
             task.cancel()
 
+    def abandon(self) -> None:
+        """Nobody waits for answers any more: give up on requests that are not let in.
+
+        Those that are under way are done to their end.
+        """
+        if self._tasks:
+            self._backend.when_all_wait(self.cancel)
+
     def consume(self, buffer: ReceiveBuffer, allowance: int) -> None:
         """Begin the whole requests in the buffer, until something holds them or the turn ends.
 

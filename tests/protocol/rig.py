@@ -51,6 +51,7 @@ class MemoryDisk:
         self.failures: dict[str, Exception] = {}
         self.calls: list[tuple[object, ...]] = []
         self.is_data_known = False
+        self.is_held = False
         self.can_zero_fast = True
 
     @property
@@ -111,6 +112,11 @@ class MemoryDisk:
 
     def is_known_data(self, offset: int, length: int) -> bool:
         return self.is_data_known
+
+    def when_all_wait(self, callback: Callable[[], None]) -> None:
+        """All that waits at a gate is as if it were held back."""
+        if self.is_held:
+            callback()
 
 
 class Allocation:

@@ -126,6 +126,34 @@ def test_a_half_closed_client_gets_even_what_had_to_wait_its_turn(loop: object) 
         runner.run(main())
 
 
+@pytest.mark.parametrize(("how", "requests"), [("closed", 50), ("cut off", 200)])
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_writes_that_a_disk_holds_back_go_with_their_client(
+    loop: object, how: str, requests: int
+) -> None:
+    async def main() -> None:
+        async with running() as rig:
+            client = await Client.attach(rig.path)
+            gate = rig.disk.hold("pwrite")
+            rig.disk.is_held = True
+            write = client.pack(Command.WRITE, payload=b"never")
+            client.writer.write(write * requests)
+            await gate.reached(min(requests, MAX_REQUESTS))
+            if how == "closed":
+                client.writer.transport.abort()
+            else:
+                rig.server.disconnect_clients(rig.export)
+            await until_unused(rig, rig.export)
+            assert rig.server.connection_count == 0
+            rig.disk.unhold("pwrite")
+            await turns()
+            assert not any(rig.disk.content)
+            await client.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:  # type: ignore[arg-type]  # a factory
+        runner.run(main())
+
+
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_a_write_goes_on_when_its_client_is_gone(loop: object) -> None:
     async def main() -> None:
