@@ -97,6 +97,7 @@ class BlkdebugNode(DriverNode[BlkdebugOptions]):
     is_filter: ClassVar[bool] = True
     takes_debug_events: ClassVar[bool] = True
     options_type: ClassVar[type[BlockdevOptions]] = BlkdebugOptions
+    mutable_options: ClassVar[frozenset[str] | None] = frozenset()
 
     def __init__(
         self, name: str, config: NodeConfig, options: BlkdebugOptions, limits: Limits, rules: Rules

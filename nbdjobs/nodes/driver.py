@@ -33,9 +33,19 @@ class ChildReference:
 
 
 class DriverNode(Node, Generic[OptionsT]):
-    """A node that `opening.open_node` can make from options of its driver."""
+    """A node that `opening.open_node` can make from options of its driver.
+
+    Attributes:
+        given: The options that users gave for it last; None for one that a job made.
+    """
 
     options_type: ClassVar[type[BlockdevOptions]]
+
+    mutable_options: ClassVar[frozenset[str] | None] = None
+    """QAPI names of the options, beside those that all drivers share, which `blockdev-reopen` may
+    change; None if the driver's nodes cannot be reopened at all."""
+
+    given: OptionsT | None = None
 
     @classmethod
     def children_of(cls, options: OptionsT) -> tuple[ChildReference, ...]:
@@ -65,6 +75,61 @@ class DriverNode(Node, Generic[OptionsT]):
         Raises:
             CommandError: It is not there, in QEMU's words.
         """
+
+    async def prepare_reopen(
+        self, graph: Graph, config: NodeConfig, options: OptionsT
+    ) -> Reopening[OptionsT]:
+        """Make ready to go on with other options, changing nothing yet.
+
+        Comes inside a drained section, with all data flushed, for drivers that have
+        `mutable_options`; those that are not mutable are as before. Failing leaves nothing behind.
+
+        Args:
+            graph: Where to find what the options name.
+            config: The common options from then on, checked and completed.
+            options: The driver's options from then on.
+
+        Raises:
+            CommandError: Something does not fit, in QEMU's words.
+        """
+        return Reopening(self, config, options)
+
+
+class Reopening(Generic[OptionsT]):
+    """One node's change to other options, as `reopening.reopen` does it.
+
+        prepare_reopen ──▶ commit ──▶ finish          all of it is fine
+                └──────────────┴──▶ abort ──▶ finish  something of this or another node is not
+
+    Whoever opens or takes something of its own for the change has a subclass. Between `commit`
+    and `abort` nothing waits, so no request ever sees what is taken back.
+    """
+
+    def __init__(self, node: DriverNode[OptionsT], config: NodeConfig, options: OptionsT):
+        assert node.given is not None, "only what users opened is reopened"
+        self._node = node
+        self._after = config, options
+        self._before = node.config, node.given
+
+    def commit(self) -> None:
+        """Take effect: children below are as they will be, permissions are looked at afterwards.
+
+        Raises:
+            CommandError: It does not fit now; `abort` follows.
+        """
+        node = self._node
+        node.was_writable = not node.is_read_only
+        node.given = self._after[1]
+        node.set_config(self._after[0])
+
+    def abort(self) -> None:
+        """Be as before; `commit` may have come, or failed half-way, or not."""
+        self._node.given = self._before[1]
+        self._node.set_config(self._before[0])
+
+    async def finish(self) -> None:
+        """Let go of what is not in use now: the old after `commit`, the new after `abort`."""
+        self._node.was_writable = False
 
 
 AnyDriver = type[DriverNode[Any]]

@@ -25,8 +25,9 @@ from nbdjobs.errors import CommandError, NodeError
 from nbdjobs.nodes import image_lock, permissions
 from nbdjobs.nodes.config import NodeConfig
 from nbdjobs.nodes.data_map import DataMap
-from nbdjobs.nodes.driver import DriverNode
+from nbdjobs.nodes.driver import DriverNode, Reopening
 from nbdjobs.nodes.flusher import Flusher
+from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.image_lock import ImageLock
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.options import BlockdevOptions
@@ -117,6 +118,9 @@ class FileNode(DriverNode[FileOptions]):
     driver: ClassVar[str] = "file"
     options_type: ClassVar[type[BlockdevOptions]] = FileOptions
     storage_type: ClassVar[type[FileStorage]] = FileStorage
+    mutable_options: ClassVar[frozenset[str] | None] = frozenset(
+        {"drop-cache", "x-check-cache-dropped"}
+    )
 
     def __init__(
         self,
@@ -128,19 +132,12 @@ class FileNode(DriverNode[FileOptions]):
     ):
         super().__init__(name, config, storage.limits)
         self.discard_stats = DiscardStats()
-        self._storage = storage
         self._workers = workers
         self._lock = lock
-        self._fd = storage.fd
-        self._is_direct = config.cache.is_direct
-        self._tries_page_cache = not self._is_direct
         self._reading, self._writing, self._punching, self._seeking = (Pace() for _ in range(4))
         self._is_writing_back = False
-        self._data_map = DataMap(storage.size)
-        self._flusher = Flusher(
-            lambda: self._in_thread(storage.sync), is_failure_final=not self._is_direct
-        )
-        self._no_copies_to: WeakSet[FileNode] = WeakSet()
+        self._flusher = Flusher(lambda: self._in_thread(self._storage.sync))
+        self._use(storage)
 
     @classmethod
     async def open(
@@ -160,6 +157,43 @@ class FileNode(DriverNode[FileOptions]):
             workers.close()
             raise
         return cls(name, config, opened[0], workers, lock)
+
+    # Going on with other options
+
+    async def prepare_reopen(
+        self, graph: Graph, config: NodeConfig, options: FileOptions
+    ) -> Reopening[FileOptions]:
+        """Open the file once more, if it has to be open in another way."""
+        check_options(self.driver, options, config)
+        if storage_mode(config) == storage_mode(self.config):
+            return Reopening(self, config, options)
+        opened: list[FileStorage] = []
+        try:
+            await self._workers.run(lambda: opened.append(self._storage.reopen(config)))
+            # A hint to write back is in no request's way, but uses the descriptor.
+            await self._workers.idle()
+        except BaseException:
+            for storage in opened:
+                storage.close()
+            raise
+        return _FileReopening(self, config, options, opened[0])
+
+    def swap(self, storage: FileStorage) -> FileStorage:
+        """Go on with another storage of the same file; returns the one used before."""
+        before = self._storage
+        self._use(storage)
+        self.set_limits(storage.limits)
+        return before
+
+    def _use(self, storage: FileStorage) -> None:
+        self._storage = storage
+        self._fd = storage.fd
+        self._is_direct = storage.is_direct
+        self._tries_page_cache = not storage.is_direct
+        # Lost writes are the page cache's: only those that go through it are beyond repair.
+        self._flusher.is_failure_final = not storage.is_direct
+        self._data_map = DataMap(storage.size)
+        self._no_copies_to: WeakSet[FileNode] = WeakSet()
 
     # What it is
 
@@ -410,6 +444,39 @@ class FileNode(DriverNode[FileOptions]):
             return await self._in_thread(call, offset)
         finally:
             pace.thread_returned()
+
+
+class _FileReopening(Reopening[FileOptions]):
+    _node: FileNode
+
+    def __init__(
+        self, node: FileNode, config: NodeConfig, options: FileOptions, storage: FileStorage
+    ):
+        super().__init__(node, config, options)
+        self._unused = storage
+        self._is_swapped = False
+
+    def commit(self) -> None:
+        super().commit()
+        self._swap()
+
+    def abort(self) -> None:
+        super().abort()
+        if self._is_swapped:
+            self._swap()
+
+    def _swap(self) -> None:
+        self._unused = self._node.swap(self._unused)
+        self._is_swapped = not self._is_swapped
+
+    async def finish(self) -> None:
+        await super().finish()
+        self._unused.close()
+
+
+def storage_mode(config: NodeConfig) -> tuple[bool, bool, bool]:
+    """What of a node's options decides how its file is open."""
+    return config.is_read_only, config.is_auto_read_only, config.cache.is_direct
 
 
 def check_options(driver: str, options: FileOptions, config: NodeConfig) -> None:

@@ -27,14 +27,14 @@ class Flusher:
     """Flushes one file through `sync`, which raises `NodeError` when it fails.
 
     After a failure the kernel may have dropped what it could not write, and a second attempt
-    would succeed without it. So with `is_failure_final`, all later flushes fail likewise.
+    would succeed without it. So while `is_failure_final`, all later flushes fail likewise.
 
     Source: QEMU `block/file-posix.c` (page_cache_inconsistent) for the behaviour.
     """
 
-    def __init__(self, sync: Callable[[], Awaitable[None]], *, is_failure_final: bool):
+    def __init__(self, sync: Callable[[], Awaitable[None]], *, is_failure_final: bool = True):
+        self.is_failure_final = is_failure_final
         self._sync = sync
-        self._is_failure_final = is_failure_final
         self._failure = 0
         self._completed = 0
         self._stable = 0
@@ -71,7 +71,7 @@ class Flusher:
             self._stable = covered
         except NodeError as error:
             failure = error.errno
-            if self._is_failure_final:
+            if self.is_failure_final:
                 self._failure = failure
         finally:
             self._under_way = None

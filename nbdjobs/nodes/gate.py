@@ -56,6 +56,12 @@ class Gate(ABC):
 
     # Set up
 
+    def set_config(self, config: NodeConfig) -> None:
+        """Take other common options; no request may be in flight."""
+        self.config = config
+        self._heeds_flushes = not config.cache.is_no_flush
+        self._choose_gate()
+
     def set_limits(self, limits: Limits) -> None:
         """Take new limits, with maxima cut to whole units; no request may be in flight."""
         self.limits = limits.in_whole_units()

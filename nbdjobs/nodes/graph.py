@@ -12,6 +12,7 @@ as atomic, and no request ever sees half of it.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import re
 from abc import ABC, abstractmethod
@@ -115,11 +116,13 @@ class Graph:
     Attributes:
         nodes: The nodes.
         throttle_groups: Limits that nodes share, by the names that their options have for them.
+        node_changes: Held by commands that change nodes as they are, one after the other.
     """
 
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
         self.throttle_groups: dict[str, ThrottleGroup] = {}
+        self.node_changes = asyncio.Lock()
         self._drains: set[_Drain] = set()
         self._numbers = itertools.count()
 
@@ -208,7 +211,7 @@ class Graph:
                 itself uses the parent; nothing has changed.
         """
         assert name not in parent.edges
-        if isinstance(parent, Node) and parent in _top_down([node]):
+        if isinstance(parent, Node) and parent in top_down([node]):
             raise CommandError(
                 f"Making '{node.name}' a {name} child of '{parent.name}' would create a cycle"
             )
@@ -222,7 +225,7 @@ class Graph:
             del parent.edges[name]
             node.parents.remove(edge)
 
-        self._change(link, unlink, [parent, node])
+        self.change(link, unlink, [parent, node])
         return edge
 
     def detach(self, edge: Edge) -> None:
@@ -242,7 +245,7 @@ class Graph:
         def restore() -> None:
             edge.needed, edge.shared = before
 
-        self._change(change, restore, [edge.node])
+        self.change(change, restore, [edge.node])
 
     def replace(self, old: Node, new: Node, *, keep: Iterable[Edge] = ()) -> None:
         """Move the users of `old` to `new`; inside a drained section.
@@ -253,21 +256,21 @@ class Graph:
         Raises:
             CommandError: Permissions conflict; nothing has changed.
         """
-        kept, below = set(keep), set(_top_down([new]))
+        kept, below = set(keep), set(top_down([new]))
         before = list(old.parents), list(new.parents)
         moved = [edge for edge in old.parents if edge not in kept and edge.parent not in below]
 
         def move() -> None:
             # The order in which QEMU leaves them; it decides which conflict is reported.
             for edge in reversed(moved):
-                _repoint(edge, new)
+                repoint(edge, new)
 
         def move_back() -> None:
             for edge in moved:
                 edge.node = old
             old.parents[:], new.parents[:] = before
 
-        self._change(move, move_back, [old, new])
+        self.change(move, move_back, [old, new])
 
     # Draining
 
@@ -288,13 +291,19 @@ class Graph:
 
     # Permissions
 
-    def _change(
-        self, change: Callable[[], None], restore: Callable[[], None], parts: list[Parent]
+    def change(
+        self, change: Callable[[], None], restore: Callable[[], None], parts: Iterable[Parent]
     ) -> None:
-        """Do a structural change and settle permissions, or restore and raise."""
+        """Do a change to the graph or to nodes, and settle permissions from `parts` downwards.
+
+        Whatever `change` or the permissions refuse, `restore` is called and nothing has changed.
+
+        Raises:
+            CommandError: It is refused.
+        """
         nodes = [part for part in parts if isinstance(part, Node)]
-        change()
         try:
+            change()
             self._refresh_permissions(nodes)
         except Exception:
             restore()
@@ -308,7 +317,7 @@ class Graph:
 
         All conflicts are found before anything is applied, so that a refusal costs nothing.
         """
-        below = list(_top_down(nodes))
+        below = list(top_down(nodes))
         before = [
             (edge, edge.needed, edge.shared) for node in below for edge in node.edges.values()
         ]
@@ -385,7 +394,7 @@ class _Drain:
 @contextmanager
 def draining_below(root: Root) -> Iterator[None]:
     """While inside, no node keeps a request of `root`, which is held back, waiting needlessly."""
-    below = list(_top_down(edge.node for edge in root.edges.values()))
+    below = list(top_down(edge.node for edge in root.edges.values()))
     for node in below:
         node.begin_drain()
     try:
@@ -439,7 +448,7 @@ def _check_conflicts(node: Node) -> None:
             )
 
 
-def _top_down(nodes: Iterable[Node]) -> Iterator[Node]:
+def top_down(nodes: Iterable[Node]) -> Iterator[Node]:
     """The nodes and all below them, every node after its users among them."""
     order: list[Node] = []
     seen: set[Node] = set()
@@ -457,7 +466,8 @@ def _top_down(nodes: Iterable[Node]) -> Iterator[Node]:
     return reversed(order)
 
 
-def _repoint(edge: Edge, node: Node) -> None:
+def repoint(edge: Edge, node: Node) -> None:
+    """Let an edge lead to another node; for use within `Graph.change`."""
     edge.node.parents.remove(edge)
     edge.node = node
     node.parents.append(edge)

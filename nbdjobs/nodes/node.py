@@ -37,6 +37,8 @@ class Node(Gate):
         parents: The uses of this node.
         op_blockers: Commands that uses of this node rule out.
         is_owned_by_user: Added by name; kept until it is deleted by name.
+        inline_parent: The node in whose options this one was described, as far as it still is.
+        was_writable: Its users may still write, and a change under way makes it read-only.
     """
 
     driver: ClassVar[str]
@@ -60,6 +62,8 @@ class Node(Gate):
         self.parents: list[Edge] = []
         self.op_blockers = OpBlockers(name)
         self.is_owned_by_user = False
+        self.inline_parent: Node | None = None
+        self.was_writable = False
 
     # What it is
 
@@ -135,6 +139,10 @@ class Node(Gate):
         What it acquires here stays acquired until `apply_permissions` says what counts.
         """
         if needed & permissions.WRITES and self.is_read_only:
+            if self.was_writable:
+                raise CommandError(
+                    f"Read-only block node '{self.name}' cannot support read-write users"
+                )
             raise CommandError("Block node is read-only")
         # A write to the last, incomplete block would have to go beyond the end.
         cannot_grow = Permission.WRITE in needed and Permission.RESIZE not in needed

@@ -44,6 +44,7 @@ class NullOptions(BlockdevOptions):
 
 class _NullNode(DriverNode[NullOptions]):
     options_type: ClassVar[type[BlockdevOptions]] = NullOptions
+    mutable_options: ClassVar[frozenset[str] | None] = frozenset()
 
     def __init__(self, name: str, config: NodeConfig, options: NullOptions):
         super().__init__(name, config)

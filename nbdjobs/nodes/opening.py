@@ -22,8 +22,8 @@ from nbdjobs.nodes.options import BlockdevOptions, CacheOptions, Discard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Defaults:
-    """What a node gets where its own options say nothing."""
+class Defaults:
+    """What a node gets where its own options say nothing; inline children get their parent's."""
 
     is_read_only: bool = False
     is_auto_read_only: bool = False
@@ -33,7 +33,7 @@ class _Defaults:
     discard: Discard = Discard.IGNORE
 
 
-_TOP_LEVEL: Final = _Defaults()
+TOP_LEVEL: Final = Defaults()
 
 
 async def open_node(graph: Graph, options: BlockdevOptions) -> Node:
@@ -48,7 +48,7 @@ async def open_node(graph: Graph, options: BlockdevOptions) -> Node:
         raise CommandError("'node-name' must be specified for the root node")
     opening = _Opening(graph)
     try:
-        node = await opening.open(options, _TOP_LEVEL)
+        node = await opening.open(options, TOP_LEVEL)
     except BaseException:
         await opening.undo()
         raise
@@ -69,8 +69,8 @@ class _Opening:
         for node in reversed(self._opened):
             await self._graph.drop_if_unused(node)
 
-    async def open(self, options: BlockdevOptions, defaults: _Defaults) -> Node:
-        config = _complete(options, defaults)
+    async def open(self, options: BlockdevOptions, defaults: Defaults) -> Node:
+        config = complete(options, defaults)
         name = self._claim_name(options.node_name)
         driver = DRIVERS[options.driver]
         references = driver.children_of(options)
@@ -78,6 +78,7 @@ class _Opening:
             child.name: await self._open_child(child.reference, config) for child in references
         }
         node = await driver.open(name, config, options, children)
+        node.given = options
         try:  # another command may have been faster
             for used in children.values():
                 self._graph.check_present(used)
@@ -88,6 +89,8 @@ class _Opening:
             raise
         self._opened.append(node)
         for child in references:
+            if isinstance(child.reference, BlockdevOptions):
+                children[child.name].inline_parent = node
             self._graph.attach(node, child.name, children[child.name], child.role)
         return node
 
@@ -100,19 +103,19 @@ class _Opening:
 
     async def _open_child(self, reference: str | BlockdevOptions, parent: NodeConfig) -> Node:
         if isinstance(reference, BlockdevOptions):
-            return await self.open(reference, _inherited(parent))
+            return await self.open(reference, inherited(parent))
         node = self._graph.nodes.get(reference)
         if node is None:
             raise CommandError(f"Cannot find device='{reference}' nor node-name='{reference}'")
         return node
 
 
-def _inherited(parent: NodeConfig) -> _Defaults:
+def inherited(parent: NodeConfig) -> Defaults:
     """What an inline child takes over.
 
     Discards are let through below: whether they come that far is decided above.
     """
-    return _Defaults(
+    return Defaults(
         is_read_only=parent.is_read_only,
         is_auto_read_only=parent.is_auto_read_only,
         is_share_forced=parent.is_share_forced,
@@ -122,8 +125,12 @@ def _inherited(parent: NodeConfig) -> _Defaults:
     )
 
 
-def _complete(options: BlockdevOptions, defaults: _Defaults) -> NodeConfig:
-    """Merge what is given and what is inherited, and check that it fits together."""
+def complete(options: BlockdevOptions, defaults: Defaults) -> NodeConfig:
+    """Merge what is given and what is inherited.
+
+    Raises:
+        CommandError: It does not fit together, in QEMU's words.
+    """
     cache = options.cache or CacheOptions()
     config = NodeConfig(
         is_read_only=_given(options.read_only, defaults.is_read_only),

@@ -16,10 +16,10 @@ from typing import Any, ClassVar, Self
 
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes.config import SECTOR, NodeConfig
-from nbdjobs.nodes.driver import ChildReference, DriverNode
+from nbdjobs.nodes.driver import ChildReference, DriverNode, Reopening
 from nbdjobs.nodes.events import DebugEvent
 from nbdjobs.nodes.gate import Operation
-from nbdjobs.nodes.graph import Edge, Role
+from nbdjobs.nodes.graph import Edge, Graph, Role
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.options import BlockdevOptions, BlockdevRef
 from nbdjobs.nodes.permissions import Permission
@@ -55,9 +55,14 @@ class RawNode(DriverNode[RawOptions]):
     driver: ClassVar[str] = "raw"
     is_format: ClassVar[bool] = True
     options_type: ClassVar[type[BlockdevOptions]] = RawOptions
+    mutable_options: ClassVar[frozenset[str] | None] = frozenset({"offset", "size"})
 
     def __init__(self, name: str, config: NodeConfig, options: RawOptions):
         super().__init__(name, config)
+        self.set_window(options)
+
+    def set_window(self, options: RawOptions) -> None:
+        """Show the part of the child that the options say; no request may be in flight."""
         self._options = options
         self._offset = options.offset or 0
 
@@ -74,6 +79,12 @@ class RawNode(DriverNode[RawOptions]):
         """Check that the window lies inside the child."""
         _check_window(options, children["file"].size)
         return cls(name, config, options)
+
+    async def prepare_reopen(
+        self, graph: Graph, config: NodeConfig, options: RawOptions
+    ) -> Reopening[RawOptions]:
+        """Go on with another window, perhaps on another child."""
+        return _RawReopening(self, config, options)
 
     @property
     def size(self) -> int:
@@ -182,6 +193,20 @@ class RawNode(DriverNode[RawOptions]):
 
     def _block_status(self, offset: int, length: int) -> Coroutine[Any, Any, BlockStatus]:
         return self._file.block_status(self._offset + offset, length)
+
+
+class _RawReopening(Reopening[RawOptions]):
+    _node: RawNode
+
+    def commit(self) -> None:
+        options = self._after[1]
+        _check_window(options, self._node.edges["file"].node.size)
+        super().commit()
+        self._node.set_window(options)
+
+    def abort(self) -> None:
+        super().abort()
+        self._node.set_window(self._before[1])
 
 
 def _check_window(options: RawOptions, available: int) -> None:

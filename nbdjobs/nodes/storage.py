@@ -50,6 +50,7 @@ class FileStorage:
         write_fd: For writes; -1 while it is open for reads only.
         size: Bytes, a multiple of 512.
         limits: What one request can take.
+        is_direct: It is read and written past the page cache.
     """
 
     driver: ClassVar[str] = "file"
@@ -62,7 +63,7 @@ class FileStorage:
         """
         self.path = path
         self.fd = self.write_fd = -1
-        self._is_direct = config.cache.is_direct
+        self.is_direct = config.cache.is_direct
         self._is_auto = config.is_auto_read_only and not config.is_read_only
         self._refused: set[int] = set()
         self._length = 0
@@ -87,6 +88,20 @@ class FileStorage:
         for fd in {self.fd, self.write_fd} - {-1}:
             os.close(fd)
         self.fd = self.write_fd = -1
+
+    def reopen(self, config: NodeConfig) -> Self:
+        """Open the same once more, to be used instead.
+
+        Raises:
+            CommandError: That is not possible, or something else has this path by now: the locks
+                and all that is known are about what was opened first.
+        """
+        storage = type(self)(self.path, config)
+        old, new = os.fstat(self.fd), os.fstat(storage.fd)
+        if (old.st_dev, old.st_ino) != (new.st_dev, new.st_ino):
+            storage.close()
+            raise CommandError(f"Could not open '{self.path}': it is another file by now")
+        return storage
 
     def open_for_locks(self) -> int:
         """Another descriptor of the same file, whose description owns the image locks."""
@@ -118,12 +133,12 @@ class FileStorage:
     def _open(self, *, is_writable: bool) -> int:
         # Without O_NONBLOCK, opening a pipe by mistake would wait for somebody at its other end.
         flags = os.O_RDWR if is_writable else os.O_RDONLY
-        flags |= os.O_CLOEXEC | os.O_NONBLOCK | (os.O_DIRECT if self._is_direct else 0)
+        flags |= os.O_CLOEXEC | os.O_NONBLOCK | (os.O_DIRECT if self.is_direct else 0)
         try:
             return os.open(self.path, flags)
         except OSError as error:
             reason = error.strerror
-            if error.errno == errno.EINVAL and self._is_direct:
+            if error.errno == errno.EINVAL and self.is_direct:
                 reason = "filesystem does not support O_DIRECT"
             raise CommandError(f"Could not open '{self.path}': {reason}") from error
         except ValueError as error:  # a zero byte in the name
@@ -149,7 +164,7 @@ class FileStorage:
         return Limits(request_alignment=self._find_alignment())
 
     def _find_alignment(self) -> int:
-        if not self._is_direct:
+        if not self.is_direct:
             return 1
         return syscalls.direct_io_alignment(self.fd) or self._try_alignments()
 
@@ -202,7 +217,7 @@ class FileStorage:
         return self._residency.covers(offset, length)
 
     def _find_residency(self) -> Residency:
-        if self._is_direct:
+        if self.is_direct:
             return NOTHING_RESIDENT
         # Not the end of a last sector that the file does not have.
         return Residency(self.fd, self._length or self.size)
@@ -217,7 +232,7 @@ class FileStorage:
         try:
             return os.preadv(self.fd, (buffer,), offset)
         except OSError as error:
-            if not self._is_direct or error.errno != errno.EINVAL:
+            if not self.is_direct or error.errno != errno.EINVAL:
                 raise
         # Some devices take only aligned memory: that is what the refusal means.
         with self._bounce.borrow() as bounce:
@@ -229,7 +244,7 @@ class FileStorage:
         try:
             return os.pwritev(self.write_fd, (data,), offset)
         except OSError as error:
-            if not self._is_direct or error.errno != errno.EINVAL:
+            if not self.is_direct or error.errno != errno.EINVAL:
                 raise
         with self._bounce.borrow() as bounce:
             length = min(len(data), BOUNCE)
@@ -354,9 +369,9 @@ class DeviceStorage(FileStorage):
         sector = syscalls.device_sector(self.fd)
         # Longer requests are split by the kernel, and splitting them here has its price: the
         # largest request matters only where each of ours becomes one of the device's.
-        most = syscalls.queue_limit(self.fd, "max_sectors_kb") * 1024 if self._is_direct else 0
+        most = syscalls.queue_limit(self.fd, "max_sectors_kb") * 1024 if self.is_direct else 0
         return Limits(
-            request_alignment=sector if self._is_direct else 1,
+            request_alignment=sector if self.is_direct else 1,
             max_transfer=most,
             opt_transfer=syscalls.queue_limit(self.fd, "optimal_io_size"),
             min_io=syscalls.queue_limit(self.fd, "minimum_io_size"),

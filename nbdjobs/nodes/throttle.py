@@ -16,14 +16,14 @@ from typing import Any, ClassVar, Self
 
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes.config import NodeConfig
-from nbdjobs.nodes.driver import ChildReference, DriverNode
+from nbdjobs.nodes.driver import ChildReference, DriverNode, Reopening
 from nbdjobs.nodes.gate import Operation
 from nbdjobs.nodes.graph import Graph, Role
 from nbdjobs.nodes.leaky_bucket import Direction
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.options import BlockdevOptions, BlockdevRef
 from nbdjobs.nodes.status import BlockStatus
-from nbdjobs.nodes.throttle_group import Member
+from nbdjobs.nodes.throttle_group import Member, ThrottleGroup
 from nbdjobs.protocol.export import FileRange
 
 
@@ -46,6 +46,7 @@ class ThrottleNode(DriverNode[ThrottleOptions]):
     driver: ClassVar[str] = "throttle"
     is_filter: ClassVar[bool] = True
     options_type: ClassVar[type[BlockdevOptions]] = ThrottleOptions
+    mutable_options: ClassVar[frozenset[str] | None] = frozenset({"throttle-group"})
 
     _member: Member | None = None
 
@@ -67,10 +68,24 @@ class ThrottleNode(DriverNode[ThrottleOptions]):
 
     def bind(self, graph: Graph) -> None:
         """Join the group; `CommandError` if there is none of that name."""
-        group = graph.throttle_groups.get(self._options.throttle_group)
-        if group is None:
-            raise CommandError(f"Throttle group '{self._options.throttle_group}' does not exist")
-        self._member = group.join()
+        self._member = _find_group(graph, self._options).join()
+
+    async def prepare_reopen(
+        self, graph: Graph, config: NodeConfig, options: ThrottleOptions
+    ) -> Reopening[ThrottleOptions]:
+        """Go on as a member of another group."""
+        _find_group(graph, options)  # now, so that a wrong name costs nothing
+        return _ThrottleReopening(self, config, options, graph)
+
+    @property
+    def group(self) -> ThrottleGroup:
+        """The group with the limits."""
+        return self._turns.group
+
+    def move(self, group: ThrottleGroup, options: ThrottleOptions) -> None:
+        """Go on as a member of another group, named in the options; no request may be waiting."""
+        self._turns.move(group)
+        self._options = options
 
     async def close(self) -> None:
         """Leave the group, if it was joined."""
@@ -203,3 +218,29 @@ class ThrottleNode(DriverNode[ThrottleOptions]):
     def begin_writeback(self, offset: int, length: int) -> None:
         """Pass the hint on."""
         self._file.begin_writeback(offset, length)
+
+
+class _ThrottleReopening(Reopening[ThrottleOptions]):
+    _node: ThrottleNode
+
+    def __init__(
+        self, node: ThrottleNode, config: NodeConfig, options: ThrottleOptions, graph: Graph
+    ):
+        super().__init__(node, config, options)
+        self._graph = graph
+        self._group = node.group
+
+    def commit(self) -> None:
+        super().commit()
+        self._node.move(_find_group(self._graph, self._after[1]), self._after[1])
+
+    def abort(self) -> None:
+        super().abort()
+        self._node.move(self._group, self._before[1])
+
+
+def _find_group(graph: Graph, options: ThrottleOptions) -> ThrottleGroup:
+    group = graph.throttle_groups.get(options.throttle_group)
+    if group is None:
+        raise CommandError(f"Throttle group '{options.throttle_group}' does not exist")
+    return group

@@ -81,6 +81,10 @@ class ThrottleGroup:
 
     # For members
 
+    def enter(self, member: Member) -> None:
+        """Take in a member that has left another group."""
+        self._members.add(member)
+
     def leave(self, member: Member) -> None:
         """Stop being a member, with no request waiting."""
         self._members.discard(member)
@@ -192,6 +196,13 @@ class Member:
         for lane in self._lanes.values():
             self.group.dismiss_all(lane)
         self.group.leave(self)
+
+    def move(self, group: ThrottleGroup) -> None:
+        """Become a member of another group instead, with no request waiting."""
+        left, self.group = self.group, group
+        group.enter(self)
+        if left is not group:
+            left.leave(self)
 
     def is_free(self, direction: Direction) -> bool:
         """Whether a request may begin without waiting; if it does, call `account`."""

@@ -38,6 +38,7 @@ class Workers:
         self.busy = 0
         self._name = name
         self._threads = 0
+        self._posted: set[asyncio.Future[Any]] = set()
         self._queue: SimpleQueue[_Work | None] = SimpleQueue()
 
     def post(self, call: Callable[[], object]) -> None:
@@ -45,9 +46,17 @@ class Workers:
 
         def ended(future: asyncio.Future[object]) -> None:
             self.busy -= 1
+            self._posted.discard(future)
             future.exception()
 
-        self._hand_over(call).add_done_callback(ended)
+        posted = self._hand_over(call)
+        self._posted.add(posted)
+        posted.add_done_callback(ended)
+
+    async def idle(self) -> None:
+        """Wait for the end of everything that was posted until now."""
+        if self._posted:
+            await asyncio.wait(self._posted)
 
     async def run(self, call: Callable[[], T]) -> T:
         """Run `call` in a thread and return or raise what it does.

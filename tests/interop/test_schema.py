@@ -116,7 +116,7 @@ OBJECTS: Final[Mapping[str, str]] = {
 
 #: What else only QEMU has, and why. Commands and events stand in the manual, see below.
 THEIRS: Final[Mapping[str, str]] = {
-    **{f"* arg.driver.{name}": reason for name, reason in DRIVERS.items()},
+    **{f"* arg*.driver.{name}": reason for name, reason in DRIVERS.items()},
     **{f"object-add arg.qom-type.{name}": reason for name, reason in OBJECTS.items()},
     "* arg.type.fuse": _KERNEL,
     "* arg.type.vduse-blk": _KERNEL,

@@ -10,12 +10,23 @@ from typing import Final
 from nbdjobs.daemon.daemon import BlockWriteThreshold
 from nbdjobs.daemon.exports import BlockExportDeleted
 from nbdjobs.jobs import events as job_events
-from nbdjobs.qmp.commands import backup, core, exports, graph, jobs, latency, nodes, objects
+from nbdjobs.qmp.commands import (
+    backup,
+    core,
+    exports,
+    graph,
+    jobs,
+    latency,
+    node_changes,
+    nodes,
+    objects,
+)
 from nbdjobs.qmp.registry import Registry, commands_of
 
 GROUPS: Final[tuple[ModuleType, ...]] = (
     core,
     nodes,
+    node_changes,
     latency,
     graph,
     exports,

@@ -1,0 +1,360 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""Reopening: nodes in use go on with other options, and children are exchanged.
+
+    plan ──▶ hold back ──▶ flush, prepare ──▶ commit all, settle permissions ──▶ go on
+                            (may wait)              (nothing waits)
+
+One command changes several nodes at the same instant or none of them. What takes time or may fail
+for reasons outside, such as opening a file, comes first and changes nothing. Then everything is
+changed in one go, and if anything does not fit, all of it is taken back, before any request is
+let in again: clients see the old or the new, never a part, and none of their requests fails.
+
+What an option's absence means differs from opening: an option that was given must be given again,
+unless its default is what is wanted now and the driver can go back to it.
+
+Source: QEMU qapi/block-core.json (blockdev-reopen), the comments of `block.c` about reopening;
+error texts of its storage daemon.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import MISSING, fields, is_dataclass, replace
+from typing import Any, Final, Protocol
+
+from nbdjobs.errors import CommandError, NodeError
+from nbdjobs.nodes import permissions
+from nbdjobs.nodes.config import NodeConfig
+from nbdjobs.nodes.device import Device
+from nbdjobs.nodes.driver import DriverNode, Reopening
+from nbdjobs.nodes.graph import Edge, Graph, Role, nodes_above, repoint, top_down
+from nbdjobs.nodes.node import Node
+from nbdjobs.nodes.opening import TOP_LEVEL, Defaults, complete, inherited
+from nbdjobs.nodes.options import BlockdevOptions
+from nbdjobs.nodes.permissions import Permission
+from nbdjobs.qapi.model import members_of
+from nbdjobs.qapi.visitor import to_qapi
+
+_ALWAYS_MUTABLE: Final = frozenset(
+    {
+        "node-name",
+        "discard",
+        "cache.direct",
+        "cache.no-flush",
+        "read-only",
+        "auto-read-only",
+        "detect-zeroes",
+    }
+)
+
+_EXCHANGEABLE: Final = frozenset({"file", "backing"})
+"""Children that may be exchanged, as in QEMU; others stay."""
+
+
+async def reopen(graph: Graph, wanted: Iterable[BlockdevOptions]) -> None:
+    """Let nodes go on with other options, all at the same instant.
+
+    An inline child goes on too: with what its parent's options have for it, and what it inherits
+    from the parent's new ones. Only one call at a time may be under way on a graph. Cancelling
+    before that instant changes nothing.
+
+    Args:
+        graph: Where the nodes are.
+        wanted: Their options from now on; a later entry for the same node completes an earlier.
+
+    Raises:
+        CommandError: Something does not fit, in QEMU's words; nothing has changed.
+    """
+    wanted = list(wanted)
+    while True:
+        plan = _Plan(graph, wanted)
+        async with graph.drained(*plan.nodes):
+            # The graph may have changed while requests in flight ended.
+            if _Plan(graph, wanted).nodes == plan.nodes:
+                await plan.carry_out()
+                break
+    for child in plan.exchanged:
+        await graph.drop_if_unused(child)
+
+
+class _Change(Protocol):
+    """A part of what changes at one instant."""
+
+    def commit(self) -> None:
+        """Take effect; `CommandError` if that does not fit."""
+
+    def abort(self) -> None:
+        """Be as before, even after a `commit` that failed."""
+
+
+class _Plan:
+    """What one command is about.
+
+    Attributes:
+        nodes: All nodes that change, or get other users.
+        exchanged: Children that their parents go on without.
+    """
+
+    def __init__(self, graph: Graph, wanted: Iterable[BlockdevOptions]):
+        self._graph = graph
+        self._targets: dict[DriverNode[Any], tuple[NodeConfig, BlockdevOptions]] = {}
+        self._children: dict[tuple[Node, str], _ChildChange] = {}
+        for options in wanted:
+            if options.node_name is None:
+                raise CommandError("node-name not specified")
+            self._add(graph.find(options.node_name), options, TOP_LEVEL)
+
+    @property
+    def nodes(self) -> list[Node]:
+        children = (child for change in self._children.values() for child in change.ends)
+        return list(dict.fromkeys([*self._targets, *children]))
+
+    @property
+    def exchanged(self) -> list[Node]:
+        return [change.old for change in self._children.values() if change.old is not None]
+
+    # What to do
+
+    def _add(self, node: Node, options: BlockdevOptions, defaults: Defaults) -> None:
+        if not isinstance(node, DriverNode) or node.mutable_options is None or node.given is None:
+            raise CommandError(
+                f"Block format '{node.driver}' used by node '{node.name}' does not support"
+                " reopening files"
+            )
+        if node in self._targets:
+            options = _joined(options, self._targets[node][1])
+        config = complete(options, defaults)
+        _check_unchanged(node, options)
+        self._targets[node] = config, options
+        references = {child.name: child for child in node.children_of(options)}
+        for child in references.values():
+            self._add_child(node, child.name, child.reference, child.role, config)
+        for name in node.edges.keys() & _EXCHANGEABLE - references.keys():
+            self._children[node, name] = _ChildChange(self._graph, node, name, None, Role.DATA)
+
+    def _add_child(
+        self,
+        node: Node,
+        name: str,
+        reference: str | BlockdevOptions,
+        role: Role,
+        config: NodeConfig,
+    ) -> None:
+        edge = node.edges.get(name)
+        current: Node | None = edge.node if edge is not None else None
+        is_inline = current is not None and current.inline_parent is node
+        if isinstance(reference, BlockdevOptions):
+            if current is None or not is_inline:
+                raise _cannot_change(f"{name}.driver")
+            self._add(current, reference, inherited(config))
+            new = current
+        else:
+            new = self._find_child(node, name, reference, current)
+            if new is current and is_inline:
+                self._add(new, _given(new), inherited(config))
+        if edge is None or new is not current or edge.role is not role:
+            self._children[node, name] = _ChildChange(self._graph, node, name, new, role)
+
+    def _find_child(self, node: Node, name: str, reference: str, current: Node | None) -> Node:
+        if current is not None and current.name == reference:
+            return current
+        if name not in _EXCHANGEABLE:
+            raise _cannot_change(name)
+        new = self._graph.nodes.get(reference)
+        if new is None:
+            raise CommandError(f"Cannot find device='' nor node-name='{reference}'")
+        return new
+
+    # Doing it
+
+    async def carry_out(self) -> None:
+        """Change everything; inside a drained section of `nodes`."""
+        for node in self._targets:
+            try:
+                await node.flush()
+            except NodeError as error:
+                raise CommandError(f"Error flushing drive: {os.strerror(error.errno)}") from error
+        async with AsyncExitStack() as finally_:
+            prepared: dict[Node, Reopening[Any]] = {}
+            for node, (config, options) in self._targets.items():
+                prepared[node] = await node.prepare_reopen(self._graph, config, options)
+                finally_.push_async_callback(prepared[node].finish)
+            for each in self.nodes:  # commands came meanwhile
+                self._graph.check_present(each)
+            self._change_at_once(prepared)
+
+    def _change_at_once(self, prepared: dict[Node, Reopening[Any]]) -> None:
+        above = nodes_above(self.nodes)
+        sizes = {node: node.size for node in above}
+        done: list[_Change] = []
+
+        def changes() -> Iterator[_Change]:
+            yield from self._children.values()
+            # From below, since what fits a node may depend on its child's new size.
+            for node in reversed(list(top_down(prepared))):
+                if node in prepared:
+                    yield prepared[node]
+
+        def commit() -> None:
+            for change in changes():
+                done.append(change)
+                change.commit()
+            for node, size in sizes.items():
+                _check_size(node, size)
+
+        def abort() -> None:
+            for change in reversed(done):
+                change.abort()
+
+        self._graph.change(commit, abort, self.nodes)
+
+
+class _ChildChange:
+    """Another node in the place of a child; None for no child from now on."""
+
+    def __init__(self, graph: Graph, parent: Node, name: str, new: Node | None, role: Role):
+        self._parent = parent
+        self._name = name
+        self._new = new
+        self._role = role
+        edge = parent.edges.get(name)
+        self.old = edge.node if edge is not None and edge.node is not new else None
+        self._before: list[tuple[Edge, Node, Role]] = []
+        self._users: dict[Node, list[Edge]] = {}
+        self._was_inline = False
+
+    @property
+    def ends(self) -> list[Node]:
+        """The children before and after."""
+        return [node for node in (self.old, self._new) if node is not None]
+
+    def commit(self) -> None:
+        edge = self._parent.edges.get(self._name)
+        self._before = [] if edge is None else [(edge, edge.node, edge.role)]
+        self._users = {node: list(node.parents) for node in self.ends}
+        if self.old is not None:
+            self._was_inline = self.old.inline_parent is self._parent
+            self.old.inline_parent = None if self._was_inline else self.old.inline_parent
+        if self._new is None:
+            self._remove(edge)
+        else:
+            self._lead_to(self._new, edge)
+
+    def _remove(self, edge: Edge | None) -> None:
+        if edge is not None:
+            del self._parent.edges[self._name]
+            edge.node.parents.remove(edge)
+
+    def _lead_to(self, new: Node, edge: Edge | None) -> None:
+        if self._parent in set(top_down([new])):
+            raise CommandError(
+                f"Making '{new.name}' a {self._name} child of '{self._parent.name}' would create"
+                " a cycle"
+            )
+        if edge is None:
+            edge = Edge(self._parent, self._name, new, self._role)
+            self._parent.edges[self._name] = edge
+            new.parents.append(edge)
+        elif edge.node is not new:
+            repoint(edge, new)
+        edge.role = self._role
+
+    def abort(self) -> None:
+        for node, users in self._users.items():
+            node.parents[:] = users
+        self._parent.edges.pop(self._name, None)
+        for edge, node, role in self._before:
+            edge.node, edge.role = node, role
+            self._parent.edges[self._name] = edge
+        if self.old is not None and self._was_inline:
+            self.old.inline_parent = self._parent
+
+
+def _given(node: Node) -> BlockdevOptions:
+    assert isinstance(node, DriverNode), "made from options"
+    given = node.given
+    assert isinstance(given, BlockdevOptions)
+    return given
+
+
+# What may change
+
+
+def _check_unchanged(node: DriverNode[Any], options: BlockdevOptions) -> None:
+    """Refuse options that differ and must not; children are looked at elsewhere."""
+    assert node.given is not None
+    assert node.mutable_options is not None
+    before, after = _flat(node.given), _flat(options)
+    children = {child.name for child in node.children_of(node.given)}
+    for name in before:
+        is_fixed = name not in _ALWAYS_MUTABLE and name not in node.mutable_options
+        if name not in after and is_fixed and name.partition(".")[0] not in children:
+            raise CommandError(f"Option '{name}' cannot be reset to its default value")
+    if after.get("node-name", node.name) != node.name:
+        raise _cannot_change("node-name")
+    for name, value in after.items():
+        if name in _ALWAYS_MUTABLE or name in node.mutable_options:
+            continue
+        if name.partition(".")[0] not in children and before.get(name) != value:
+            raise _cannot_change(name)
+
+
+def _cannot_change(name: str) -> CommandError:
+    return CommandError(f"Cannot change the option '{name}'")
+
+
+def _flat(options: BlockdevOptions) -> dict[str, object]:
+    """The options that say something, by dotted names as on a command line."""
+    return dict(_walk("", options))
+
+
+def _walk(prefix: str, value: object) -> Iterator[tuple[str, object]]:
+    if is_dataclass(value) and not isinstance(value, type):
+        names = {member.attribute: member.name for member in members_of(type(value))}
+        for field in fields(value):
+            held = getattr(value, field.name)
+            if held is not None and (field.default is MISSING or held != field.default):
+                yield from _walk(
+                    f"{prefix}.{names[field.name]}" if prefix else names[field.name], held
+                )
+    elif isinstance(value, list | tuple) and value:
+        for number, element in enumerate(value):
+            yield from _walk(f"{prefix}.{number}", element)
+    else:
+        yield prefix, to_qapi(value)
+
+
+def _joined(options: BlockdevOptions, earlier: BlockdevOptions) -> BlockdevOptions:
+    """The same, completed with what an earlier entry for the same node says."""
+    if type(options) is not type(earlier):
+        return options
+    missing = {
+        field.name: getattr(earlier, field.name)
+        for field in fields(options)
+        if getattr(options, field.name) == field.default
+    }
+    return replace(options, **missing)
+
+
+def _check_size(node: Node, before: int) -> None:
+    """Refuse a new size that a user of the node could not take notice of.
+
+    Devices check every request against the size as it is; whoever else does not share the right
+    to resize goes on with the size that it knows, perhaps into what is not its own.
+    """
+    if node.size == before:
+        return
+    for edge in node.parents:
+        shared = edge.shared
+        if isinstance(edge.parent, Device):
+            continue
+        if isinstance(edge.parent, Node):
+            _, shared = edge.parent.child_permissions(edge, permissions.NONE, permissions.ALL)
+        if Permission.RESIZE not in shared:
+            raise CommandError(
+                f"Permission conflict on node '{node.name}': its size would change, and permissions"
+                f" 'resize' are unshared by {edge.describe()}."
+            )
