@@ -155,7 +155,9 @@ class _Rehearsal(Daemon):
 
     def __init__(self) -> None:
         super().__init__()
-        self.exports = BlockExports(self.graph, self.objects, self.emit, listen=self._listen)
+        self.exports = BlockExports(
+            self.graph, self.objects, self.run, self.emit, listen=self._listen
+        )
         self._put_off: CommandError | None = None
 
     def raise_put_off(self) -> None:

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from nbdjobs.daemon.exports import BlockExports
 from nbdjobs.daemon.objects import Objects
+from nbdjobs.daemon.run_state import RunControl
 from nbdjobs.errors import CommandError, ErrorClass, NbdJobsError
+from nbdjobs.jobs.block_job import BlockJob
 from nbdjobs.jobs.collection import Jobs
 from nbdjobs.nodes import permissions
 from nbdjobs.nodes.device import Device
@@ -43,6 +45,7 @@ class Daemon:
         graph: The nodes.
         devices: Devices that commands know by name.
         objects: User-created objects.
+        run: Whether clients are served.
         exports: The NBD server and what it offers.
         jobs: All jobs.
     """
@@ -53,7 +56,8 @@ class Daemon:
         self.graph = Graph()
         self.devices: dict[str, Device] = {}
         self.objects = Objects(self.graph)
-        self.exports = BlockExports(self.graph, self.objects, self.emit)
+        self.run = RunControl(self.all_devices, self.emit)
+        self.exports = BlockExports(self.graph, self.objects, self.run, self.emit)
         self.jobs = Jobs(self.emit)
 
     # Events and the end
@@ -101,6 +105,20 @@ class Daemon:
             await node.flush()
         except NbdJobsError as error:
             logger.error("node %s could not be flushed: %s", node.name, error)
+
+    # Devices
+
+    def all_devices(self) -> Iterator[Device]:
+        """All devices: those with names, and those of exports."""
+        yield from list(self.devices.values())
+        yield from reversed([export.device for export in self.exports])
+
+    def cont(self) -> None:
+        """Serve clients again, and forget what errors have stopped, jobs included."""
+        for job in self.jobs:
+            if isinstance(job, BlockJob):
+                job.reset_io_status()
+        self.run.cont()
 
     # Nodes
 
@@ -184,6 +202,20 @@ class Daemon:
         if device is None:
             raise CommandError(f"Device '{name}' not found", ErrorClass.DEVICE_NOT_FOUND)
         return device
+
+    def named_device(self, device: str | None, device_id: str | None) -> Device:
+        """The device that a command names in the older way, or else by the id of an export.
+
+        Raises:
+            CommandError: It names none or two, or one that is not there.
+        """
+        if (device is None) == (device_id is None):
+            raise CommandError("Need exactly one of 'device' and 'id'")
+        if device_id is not None:
+            return self.find_device(device_id)
+        if device not in self.devices:
+            raise CommandError(f"Device '{device}' not found", ErrorClass.DEVICE_NOT_FOUND)
+        return self.devices[device]
 
     def find_device_or_node(self, name: str) -> Node:
         """The node below the device of that name, or the node of that name.

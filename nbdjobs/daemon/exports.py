@@ -11,6 +11,7 @@ Source: QEMU qapi/block-export.json.
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -28,9 +29,12 @@ from nbdjobs.daemon.addresses import (
     passed_socket,
 )
 from nbdjobs.daemon.objects import Objects
+from nbdjobs.daemon.run_state import RunControl
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes import permissions
 from nbdjobs.nodes.device import Device
+from nbdjobs.nodes.device_errors import ErrorHandler, ErrorPolicy
+from nbdjobs.nodes.error_policy import OnError
 from nbdjobs.nodes.graph import Graph, is_well_formed_id
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.permissions import Permission
@@ -109,6 +113,8 @@ class BlockExportOptionsNbd(BlockExportOptions):
         description: A sentence for humans.
         bitmaps: Dirty bitmaps to offer as metadata contexts.
         allocation_depth: Offer `qemu:allocation-depth`.
+        rerror: What to do about reads that fail; they are reported unless given.
+        werror: What to do about writes and flushes that fail; likewise.
     """
 
     name: str | None = None
@@ -117,6 +123,8 @@ class BlockExportOptionsNbd(BlockExportOptions):
         None
     )
     allocation_depth: bool = False
+    rerror: OnError | None = None
+    werror: OnError | None = None
 
 
 class BlockExport:
@@ -145,6 +153,7 @@ class BlockExports:
     Args:
         graph: Where the nodes are.
         objects: What options refer to by id.
+        run: Says whether clients are served, and stops them when a device is to stop on errors.
         emit: Takes events.
         listen: Lets a server listen at an address; a rehearsal only looks whether it could.
     """
@@ -153,12 +162,14 @@ class BlockExports:
         self,
         graph: Graph,
         objects: Objects,
+        run: RunControl,
         emit: Callable[[object], None],
         *,
         listen: Listen | None = None,
     ):
         self._graph = graph
         self._objects = objects
+        self._run = run
         self._emit = emit
         self._listen = _listen if listen is None else listen
         self._exports: dict[str, BlockExport] = {}
@@ -228,7 +239,8 @@ class BlockExports:
     async def stop_server(self) -> None:
         """End all exports and stop listening; clients get answers to what is in flight.
 
-        One that does not take its answers is cut off after `STOP_GRACE_S`.
+        One that does not take its answers is cut off after `STOP_GRACE_S`. What waits because
+        clients are stopped is refused: nobody may ever continue them.
 
         Raises:
             CommandError: There is no server.
@@ -237,6 +249,8 @@ class BlockExports:
         self._server = None
         for export in list(self._exports.values()):
             self._shut_down(export, server)
+            if not self._run.is_running:
+                export.device.turn_away(errno.ESHUTDOWN)
         await server.close(grace_s=STOP_GRACE_S)
         if self._endings:
             await asyncio.wait(self._endings)
@@ -276,9 +290,15 @@ class BlockExports:
             raise CommandError("Cannot export read-only node as writable")
         server = self._running_server()
         name = self._check_strings(options)
+        policy = ErrorPolicy.checked(options.rerror, options.werror)
         for bitmap in options.bitmaps or ():
             raise CommandError(self._why_no_bitmap(bitmap))
         export = self._open(options, name, node)
+        if policy is not None:
+            export.device.errors = ErrorHandler(
+                policy, path=export.id, emit=self._emit, stop=self._run.stop_for_error
+            )
+        self._run.adopt(export.device)
         server.add_export(export.offer)
         self._exports[export.id] = export
         return export
@@ -354,6 +374,9 @@ class BlockExports:
         if export.is_shutting_down:
             return
         export.is_shutting_down = True
+        # Nobody waits for the rest, neither for its turn nor for a disk to work again.
+        export.device.limit_by(None)
+        export.device.errors = None
         server.remove_export(export.offer.name)
         if not server.client_count(export.offer):
             self._end(export)

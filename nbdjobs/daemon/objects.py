@@ -60,6 +60,8 @@ class Objects:
             case SecretProperties():
                 self._secrets[options.id] = _load(options)
             case ThrottleGroupProperties():
+                if options.id in self._groups:  # some device has it, without an object
+                    raise CommandError("A group with this name already exists")
                 self._groups[options.id] = ThrottleGroup(_initial_config(options))
             case IothreadProperties():
                 options.check()
@@ -73,11 +75,14 @@ class Objects:
         """
         if name not in self._objects:
             raise CommandError(f"object '{name}' not found")
-        if name in self._groups and self._groups[name].is_used:
+        # A group of that name may be there without the object being one.
+        is_group = isinstance(self._objects[name], ThrottleGroupProperties)
+        if is_group and self._groups[name].is_used:
             raise CommandError(f"object '{name}' is in use, can not be deleted")
         del self._objects[name]
         self._secrets.pop(name, None)
-        self._groups.pop(name, None)
+        if is_group:
+            del self._groups[name]
 
     def change(self, name: str, **properties: Any) -> None:
         """Change properties that are plain values, already of the right type.

@@ -9,25 +9,31 @@ from typing import Final
 
 from nbdjobs.daemon.daemon import BlockWriteThreshold
 from nbdjobs.daemon.exports import BlockExportDeleted
+from nbdjobs.daemon.run_state import Resume, Stop
 from nbdjobs.jobs import events as job_events
+from nbdjobs.nodes.device_errors import BlockIoError
 from nbdjobs.qmp.commands import (
     backup,
     core,
     exports,
     graph,
+    io_throttle,
     jobs,
     latency,
     node_changes,
     nodes,
     objects,
+    run_state,
 )
 from nbdjobs.qmp.registry import Registry, commands_of
 
 GROUPS: Final[tuple[ModuleType, ...]] = (
     core,
+    run_state,
     nodes,
     node_changes,
     latency,
+    io_throttle,
     graph,
     exports,
     objects,
@@ -35,7 +41,14 @@ GROUPS: Final[tuple[ModuleType, ...]] = (
     jobs,
 )
 
-EVENTS: Final[tuple[type, ...]] = (*job_events.EVENTS, BlockExportDeleted, BlockWriteThreshold)
+EVENTS: Final[tuple[type, ...]] = (
+    *job_events.EVENTS,
+    BlockIoError,
+    BlockExportDeleted,
+    BlockWriteThreshold,
+    Stop,
+    Resume,
+)
 """Dataclasses under `@event`, from the modules that emit them."""
 
 REGISTRY: Final = Registry(commands_of(*GROUPS), EVENTS)

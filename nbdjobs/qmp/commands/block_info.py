@@ -8,11 +8,15 @@ Source: QEMU qapi/block-core.json.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from typing import Any
 
+from nbdjobs.daemon import io_throttle
+from nbdjobs.nodes.accounting import Accounting
 from nbdjobs.nodes.config import DetectZeroes
-from nbdjobs.nodes.device import Accounting, Device
+from nbdjobs.nodes.device import Device
+from nbdjobs.nodes.error_policy import IoStatus
 from nbdjobs.nodes.file import FileNode
+from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.latency import Histogram
 from nbdjobs.nodes.node import Node
 from nbdjobs.qapi.types import INT64_MAX, Uint64, flat_union, member
@@ -47,7 +51,10 @@ class BlockdevCacheInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockDeviceInfo:
-    """A node as `query-named-block-nodes` and `query-block` show it."""
+    """A node as `query-named-block-nodes` and `query-block` show it.
+
+    The limits, from `bps` to `group`, are those of the device (see `daemon.io_throttle`).
+    """
 
     file: str
     node_name: str | None = None
@@ -64,21 +71,33 @@ class BlockDeviceInfo:
     iops_rd: int = field(metadata=member("iops_rd"))
     iops_wr: int = field(metadata=member("iops_wr"))
     image: ImageInfo
+    bps_max: int | None = field(default=None, metadata=member("bps_max"))
+    bps_rd_max: int | None = field(default=None, metadata=member("bps_rd_max"))
+    bps_wr_max: int | None = field(default=None, metadata=member("bps_wr_max"))
+    iops_max: int | None = field(default=None, metadata=member("iops_max"))
+    iops_rd_max: int | None = field(default=None, metadata=member("iops_rd_max"))
+    iops_wr_max: int | None = field(default=None, metadata=member("iops_wr_max"))
+    bps_max_length: int | None = field(default=None, metadata=member("bps_max_length"))
+    bps_rd_max_length: int | None = field(default=None, metadata=member("bps_rd_max_length"))
+    bps_wr_max_length: int | None = field(default=None, metadata=member("bps_wr_max_length"))
+    iops_max_length: int | None = field(default=None, metadata=member("iops_max_length"))
+    iops_rd_max_length: int | None = field(default=None, metadata=member("iops_rd_max_length"))
+    iops_wr_max_length: int | None = field(default=None, metadata=member("iops_wr_max_length"))
+    iops_size: int | None = field(default=None, metadata=member("iops_size"))
+    group: str | None = None
     cache: BlockdevCacheInfo
     write_threshold: int = field(metadata=member("write_threshold"))
 
 
-class BlockDeviceIoStatus(StrEnum):
-    """Whether a device's last request met an error that stopped it."""
-
-    OK = "ok"
-    FAILED = "failed"
-    NOSPACE = "nospace"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockInfo:
-    """A named device."""
+    """A device.
+
+    Attributes:
+        device: Its name; those of exports have none.
+        qdev: The export's id.
+        io_status: Whether an error has stopped it; only where errors may do that.
+    """
 
     device: str
     qdev: str | None = None
@@ -87,7 +106,7 @@ class BlockInfo:
     locked: bool
     inserted: BlockDeviceInfo | None = None
     tray_open: bool | None = field(default=None, metadata=member("tray_open"))
-    io_status: BlockDeviceIoStatus | None = None
+    io_status: IoStatus | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,16 +272,26 @@ def _is_in_file(node: Node) -> bool:
     return isinstance(node, FileNode) or any(each and _is_in_file(each.node) for each in children)
 
 
-def describe_device(device: Device) -> BlockInfo:
-    """A named device as `query-block` shows it."""
+def describe_device(graph: Graph, device: Device, export_id: str | None = None) -> BlockInfo:
+    """A device as `query-block` shows it."""
+    errors = device.errors
     return BlockInfo(
         device=device.name,
+        qdev=export_id,
         type="unknown",
         removable=False,
         locked=False,
-        inserted=describe_node(device.node),
-        io_status=BlockDeviceIoStatus.OK,
+        inserted=_with_limits(describe_node(device.node), graph, device),
+        io_status=errors.io_status if errors is not None and errors.policy.may_stop else None,
     )
+
+
+def _with_limits(info: BlockDeviceInfo, graph: Graph, device: Device) -> BlockDeviceInfo:
+    group = device.limiting_group
+    if group is None:
+        return info
+    limits: dict[str, Any] = {**io_throttle.describe(group.config)}
+    return replace(info, group=io_throttle.name_of(graph, group), **limits)
 
 
 def describe_device_stats(device: Device, export_id: str = "") -> BlockStats:

@@ -87,8 +87,11 @@ def query_named_block_nodes(
 
 @command("query-block")
 def query_block(daemon: Daemon) -> list[BlockInfo]:
-    """All named devices."""
-    return [describe_device(device) for device in daemon.devices.values()]
+    """All named devices, and those of exports; oldest first."""
+    graph = daemon.graph
+    named = [describe_device(graph, device) for device in daemon.devices.values()]
+    exported = [describe_device(graph, each.device, each.id) for each in daemon.exports]
+    return named + exported[::-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,4 +107,5 @@ def query_blockstats(daemon: Daemon, arguments: QueryBlockstats) -> list[BlockSt
     if arguments.query_nodes:
         return [describe_node_stats(node) for node in daemon.graph.nodes.values()]
     named = [describe_device_stats(device) for device in daemon.devices.values()]
-    return named + [describe_device_stats(each.device, each.id) for each in daemon.exports]
+    exported = [describe_device_stats(each.device, each.id) for each in daemon.exports]
+    return named + exported[::-1]
