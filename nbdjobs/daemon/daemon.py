@@ -86,7 +86,7 @@ class Daemon:
         storage allows.
         """
         for node in self.graph.nodes.values():
-            node.begin_drain()  # for good: nobody waits for a limit any more
+            node.begin_shutdown()
         await self.jobs.shutdown()
         if self.exports.is_server_running:
             await self.exports.stop_server()

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The nbdjobs authors
 # SPDX-License-Identifier: Apache-2.0
-"""`blkdebug`: a node that shows its child with other limits, and fails requests by rule.
+"""`blkdebug`: a node that shows its child with other limits, and fails or holds requests by rule.
 
 Source: QEMU `docs/devel/blkdebug.rst` and qapi/block-core.json (BlockdevOptionsBlkdebug).
 """
@@ -17,6 +17,7 @@ from nbdjobs.errors import CommandError, NodeError
 from nbdjobs.nodes import permissions
 from nbdjobs.nodes.blkdebug_config import read_config
 from nbdjobs.nodes.blkdebug_rules import InjectError, IOType, Rules, SetState
+from nbdjobs.nodes.breakpoints import BreakPoints
 from nbdjobs.nodes.config import Limits, NodeConfig
 from nbdjobs.nodes.driver import ChildReference, DriverNode
 from nbdjobs.nodes.events import DebugEvent
@@ -91,6 +92,7 @@ class BlkdebugNode(DriverNode[BlkdebugOptions]):
 
     Attributes:
         rules: Which requests fail, and the state they are in.
+        break_points: Which requests are held.
     """
 
     driver: ClassVar[str] = "blkdebug"
@@ -104,6 +106,7 @@ class BlkdebugNode(DriverNode[BlkdebugOptions]):
     ):
         super().__init__(name, config, limits)
         self.rules = rules
+        self.break_points = BreakPoints()
         self._options = options
         self._taken = _permissions(options.take_child_perms)
         self._unshared = _permissions(options.unshare_child_perms)
@@ -158,9 +161,15 @@ class BlkdebugNode(DriverNode[BlkdebugOptions]):
         """What users of this node need and share, changed as the options say."""
         return needed | self._taken, shared & ~self._unshared
 
-    def debug_event(self, event: DebugEvent) -> None:
-        """Go through the rules."""
+    async def debug_event(self, event: DebugEvent) -> None:
+        """Go through the rules; return when no break point holds the request any more."""
         self.rules.on_event(event)
+        if self.break_points.stops(event):
+            await self.break_points.hold(event)
+
+    def begin_shutdown(self) -> None:
+        """Let go what is held; it is a drained section that waits for somebody to resume it."""
+        self.break_points.end()
 
     async def _check(self, iotype: IOType, offset: int = 0, length: int = 0) -> None:
         if failure := self.rules.failure_of(iotype, offset, length):
@@ -173,20 +182,20 @@ class BlkdebugNode(DriverNode[BlkdebugOptions]):
         await self._image.pread(offset, buffer)
 
     async def _pwrite(self, offset: int, data: memoryview, fua: bool) -> None:
-        self.debug_event(DebugEvent.PWRITEV)
+        await self.debug_event(DebugEvent.PWRITEV)
         await self._check(IOType.WRITE, offset, len(data))
         await self._image.pwrite(offset, data, fua=fua)
-        self.debug_event(DebugEvent.PWRITEV_DONE)
+        await self.debug_event(DebugEvent.PWRITEV_DONE)
 
     async def _pwrite_zeroes(
         self, offset: int, length: int, fua: bool, may_unmap: bool, fast_only: bool
     ) -> None:
-        self.debug_event(DebugEvent.PWRITEV_ZERO)
+        await self.debug_event(DebugEvent.PWRITEV_ZERO)
         await self._check(IOType.WRITE_ZEROES, offset, length)
         await self._image.pwrite_zeroes(
             offset, length, fua=fua, may_unmap=may_unmap, fast_only=fast_only
         )
-        self.debug_event(DebugEvent.PWRITEV_DONE)
+        await self.debug_event(DebugEvent.PWRITEV_DONE)
 
     async def _pdiscard(self, offset: int, length: int) -> None:
         await self._check(IOType.DISCARD, offset, length)
@@ -206,14 +215,14 @@ class BlkdebugNode(DriverNode[BlkdebugOptions]):
     async def _fill_up(self, begin: int, end: int, offset: int, data: memoryview) -> memoryview:
         has_head, has_tail = offset > begin, offset + len(data) < end
         if has_head:
-            self.debug_event(DebugEvent.PWRITEV_RMW_HEAD)
+            await self.debug_event(DebugEvent.PWRITEV_RMW_HEAD)
         if has_tail:
-            self.debug_event(DebugEvent.PWRITEV_RMW_TAIL)
+            await self.debug_event(DebugEvent.PWRITEV_RMW_TAIL)
         filled = await super()._fill_up(begin, end, offset, data)
         if has_head:
-            self.debug_event(DebugEvent.PWRITEV_RMW_AFTER_HEAD)
+            await self.debug_event(DebugEvent.PWRITEV_RMW_AFTER_HEAD)
         if has_tail:
-            self.debug_event(DebugEvent.PWRITEV_RMW_AFTER_TAIL)
+            await self.debug_event(DebugEvent.PWRITEV_RMW_AFTER_TAIL)
         return filled
 
 

@@ -212,6 +212,10 @@ class Node(Gate):
     def end_drain(self) -> None:
         """Take back one `begin_drain`."""
 
+    def begin_shutdown(self) -> None:
+        """Keep no request waiting any more, whatever for: the node is about to be closed."""
+        self.begin_drain()
+
     async def settled(self) -> None:
         """Wait until no request is in flight that the node sent by itself, for nobody above it.
 
@@ -222,8 +226,11 @@ class Node(Gate):
         """The node that stores the byte, and where: itself, unless it only passes requests on."""
         return self, offset
 
-    def debug_event(self, event: DebugEvent) -> None:
-        """Take note of what a user of this node is about to do (see `takes_debug_events`)."""
+    async def debug_event(self, event: DebugEvent) -> None:
+        """Take note of what a user of this node is about to do (see `takes_debug_events`).
+
+        It may hold the user for a while, who has its request in flight.
+        """
 
     async def close(self) -> None:
         """Let go of what the node holds; no request is in flight, no parent is left."""

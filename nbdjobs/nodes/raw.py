@@ -158,13 +158,13 @@ class RawNode(DriverNode[RawOptions]):
     def _pread(self, offset: int, buffer: memoryview) -> Operation:
         file = self.edges["file"].node
         if file.takes_debug_events:
-            file.debug_event(DebugEvent.READ_AIO)
+            return self._announced_pread(self._offset + offset, buffer)
         return file.pread(self._offset + offset, buffer)
 
     def _pwrite(self, offset: int, data: memoryview, fua: bool) -> Operation:
         file = self.edges["file"].node
         if file.takes_debug_events:
-            file.debug_event(DebugEvent.WRITE_AIO)
+            return self._announced_pwrite(self._offset + offset, data, fua)
         return file.pwrite(self._offset + offset, data, fua=fua)
 
     def _pwrite_zeroes(
@@ -180,9 +180,17 @@ class RawNode(DriverNode[RawOptions]):
     async def _flush(self) -> None:
         file = self._file
         if file.takes_debug_events:
-            file.debug_event(DebugEvent.FLUSH_TO_OS)
-            file.debug_event(DebugEvent.FLUSH_TO_DISK)
+            await file.debug_event(DebugEvent.FLUSH_TO_OS)
+            await file.debug_event(DebugEvent.FLUSH_TO_DISK)
         await file.flush()
+
+    async def _announced_pread(self, offset: int, buffer: memoryview) -> None:
+        await self._file.debug_event(DebugEvent.READ_AIO)
+        await self._file.pread(offset, buffer)
+
+    async def _announced_pwrite(self, offset: int, data: memoryview, fua: bool) -> None:
+        await self._file.debug_event(DebugEvent.WRITE_AIO)
+        await self._file.pwrite(offset, data, fua=fua)
 
     async def _truncate(self, size: int) -> None:
         if self._options.size is not None:

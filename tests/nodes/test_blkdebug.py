@@ -250,7 +250,7 @@ def test_a_config_file_gives_rules(tmp_path: Path) -> None:
     )
     node = asyncio.run(open_node(Graph(), options))
     assert isinstance(node, BlkdebugNode)
-    node.debug_event(DebugEvent.READ_AIO)
+    asyncio.run(node.debug_event(DebugEvent.READ_AIO))
     assert node.rules.failure_of(IOType.READ, 0, 8192) == 28
 
 
