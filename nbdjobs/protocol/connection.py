@@ -148,12 +148,16 @@ class Connection(asyncio.BufferedProtocol):
         polling.woken(self)
         incoming = self._incoming
         incoming.end += nbytes
-        if self._session is not None:
+        session = self._session
+        if session is None:
+            self._pump()
+        else:
             if not self._goes_on_reading:
-                self._session.spent = 0
+                session.spent = 0
             # Of a client that fills the buffer, uvloop reads on without a turn for anybody else.
             self._goes_on_reading = incoming.end == self._receive_end
-        self._pump()
+            self._pump()
+            self._turns.batch = session.batch
         if polling.budget_ns:
             self._look_for_more(polling)
         polling.idle()

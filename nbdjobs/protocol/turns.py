@@ -7,9 +7,9 @@ A client that has sent a thousand requests would have all of them done in its tu
 an end: what a turn may cost is set here, and what does not fit waits for the next one, behind a
 round of the loop in which everyone else is served.
 
-Turns are short while there is company, so that a client with one small request at a time is served
-about as often as it would be if a few more like it were there; they are long for a client that
-is alone, as going round the loop for nobody costs a little.
+Turns are short while a client that sends little at a time is about, so that it is served nearly as
+often as if those beside it were like itself. Otherwise they are long: going round the loop costs
+a little, and among clients that all send much, long turns are as fair as short ones.
 
 Costs are in bytes: those of the payload, and what takes as long for the request itself.
 """
@@ -25,33 +25,43 @@ CHANGE_COST: Final = 128 * 1024
 """What any other request costs beside its payload; a write into the page cache takes 25 us."""
 
 SHARED: Final = 384 * 1024
-"""What a turn may cost in company: about 75 us, or one request that costs more."""
+"""What a turn may cost in modest company: about 75 us, or one request that costs more."""
 
 ALONE: Final = 4 * 1024 * 1024
-"""What it may cost without: about 1 ms, so that newcomers and QMP need not wait for long."""
+"""What it may cost otherwise: about 1 ms, so that newcomers and QMP need not wait for long."""
+
+MODEST: Final = 2
+"""A client from whom so many requests come at a time is modest."""
 
 REMEMBERED: Final = 64
-"""Turns of one client in a row until it counts as alone."""
+"""Turns until a modest client that was not heard of again is forgotten."""
 
 
 class Turns:
-    """Knows whether a client has company; one for all clients of a server."""
+    """Knows whether a client has modest company; one for all clients of a server.
+
+    Attributes:
+        batch: Requests that came at a time from the client served last.
+    """
 
     def __init__(self) -> None:
+        self.batch = 0
         self._last: object = None
         self._company = 0
 
     def allowance(self, client: object) -> int:
         """Take note of a client that is served now, and return what this may cost."""
         if client is not self._last:
-            # The first client of all is not in company.
-            self._company = 0 if self._last is None else REMEMBERED
+            if 0 < self.batch <= MODEST:
+                self._company = REMEMBERED
             self._last = client
-        elif self._company:
+        if self._company:
             self._company -= 1
-        return SHARED if self._company else ALONE
+            return SHARED
+        return ALONE
 
     def left(self, client: object) -> None:
         """Take note that a client is gone."""
         if client is self._last:
+            self.batch = 0
             self._last = None

@@ -61,23 +61,46 @@ GREED = [
 ]
 
 
-def test_a_client_alone_has_long_turns_and_short_ones_in_company() -> None:
-    turns = Turns()
-    one, other = object(), object()
-    assert [turns.allowance(one) for _ in range(3)] == [ALONE] * 3
-    assert [turns.allowance(client) for client in (other, one, other, one)] == [SHARED] * 4
-    assert [turns.allowance(one) for _ in range(REMEMBERED - 1)] == [SHARED] * (REMEMBERED - 1)
-    assert turns.allowance(one) == ALONE
+class Company:
+    """Clients that take turns."""
+
+    def __init__(self) -> None:
+        self.turns = Turns()
+
+    def serve(self, client: object, batch: int) -> int:
+        """Serve a client from whom so many requests came; what that may cost."""
+        allowance = self.turns.allowance(client)
+        self.turns.batch = batch
+        return allowance
 
 
-def test_who_comes_after_a_client_that_left_is_alone() -> None:
-    turns = Turns()
+def test_turns_are_short_while_a_modest_client_is_about() -> None:
+    company = Company()
+    greedy, modest = object(), object()
+    assert [company.serve(greedy, 100) for _ in range(3)] == [ALONE] * 3
+    for _ in range(3):
+        company.serve(modest, 1)
+        assert company.serve(greedy, 100) == SHARED
+    rest = [company.serve(greedy, 100) for _ in range(REMEMBERED)]
+    assert rest == [SHARED] * (REMEMBERED - 1) + [ALONE]
+
+
+def test_turns_are_long_among_clients_that_send_much() -> None:
+    company = Company()
     one, other = object(), object()
-    turns.allowance(one)
-    turns.left(one)
-    assert turns.allowance(other) == ALONE
-    turns.left(one)
-    assert turns.allowance(other) == ALONE
+    for _ in range(3):
+        assert company.serve(one, 16) == ALONE
+        assert company.serve(other, 16) == ALONE
+
+
+def test_a_modest_client_alone_is_no_company_for_itself() -> None:
+    company = Company()
+    one, newcomer = object(), object()
+    assert [company.serve(one, 1) for _ in range(3)] == [ALONE] * 3
+    company.turns.left(one)
+    assert company.serve(newcomer, 100) == ALONE
+    company.turns.left(one)
+    assert company.serve(newcomer, 100) == ALONE
 
 
 def test_what_does_not_fit_into_a_turn_waits_for_the_next() -> None:
