@@ -36,7 +36,9 @@ class Monitor:
         return await self.reply()
 
     def send(self, command: str, **arguments: object) -> None:
-        named = {name.replace("_", "-"): value for name, value in arguments.items()}
+        named = arguments  # only this command's arguments are from before the hyphens
+        if command != "block_set_io_throttle":
+            named = {name.replace("_", "-"): value for name, value in arguments.items()}
         self._writer.write(json.dumps({"execute": command, "arguments": named}).encode())
 
     async def reply(self) -> dict[str, Any]:
