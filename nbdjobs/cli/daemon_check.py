@@ -19,6 +19,7 @@ import re
 import socket
 import stat
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
@@ -56,7 +57,7 @@ from nbdjobs.qmp.server import QmpServer
 _NAMES: Final = re.compile(r'"?\b(?:node-name|id)"?\s*[=:]\s*"?([A-Za-z0-9._-]+)')
 
 #: Stands for the server that exports need, and that no option calls by a name.
-_NBD_SERVER: Final = "--nbd-server"
+NBD_SERVER: Final = "--nbd-server"
 
 _WORDS: Final = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -76,12 +77,17 @@ def check_main(arguments: list[str]) -> int:
         print(f"nbdjobs: {error}", file=sys.stderr)
     if errors:
         return ExitCode.FAILED
-    counts = (
-        plural(sum(step.option == option for step in line.steps), noun)
+    print(f"the command line is right: {summary(line.steps)}")
+    return ExitCode.DONE
+
+
+def summary(steps: Iterable[Step]) -> str:
+    """What there would be: `2 nodes, 1 export, 1 monitor`."""
+    options = [step.option for step in steps]
+    return ", ".join(
+        plural(options.count(option), noun)
         for option, noun in (("blockdev", "node"), ("export", "export"), ("monitor", "monitor"))
     )
-    print(f"the command line is right: {', '.join(counts)}")
-    return ExitCode.DONE
 
 
 def _parse(arguments: list[str]) -> tuple[CommandLine, list[str]]:
@@ -108,12 +114,17 @@ def _without(arguments: list[str], wrong: str) -> list[str]:
     return [word for word in arguments if not re.fullmatch(r"-[^-]+", word)]
 
 
-async def check(line: CommandLine) -> list[str]:
-    """Rehearse all options and return the errors, in their order."""
+async def check(line: CommandLine, doubtful: Iterable[str] = ()) -> list[str]:
+    """Rehearse all options and return the errors, in their order.
+
+    Args:
+        line: The options.
+        doubtful: Names that are not there because of errors which are known already.
+    """
     daemon = _Rehearsal()
     setup = Setup(daemon, _Monitors(REGISTRY, daemon))
     errors: list[str] = []
-    doubtful: set[str] = set()
+    doubtful = set(doubtful)
     try:
         for step in line.steps:
             try:
@@ -124,7 +135,7 @@ async def check(line: CommandLine) -> list[str]:
                     errors.append(step.complain(error))
                 doubtful.update(_NAMES.findall(step.text))
                 if step.option == "nbd-server" and not daemon.exports.is_server_running:
-                    doubtful.add(_NBD_SERVER)
+                    doubtful.add(NBD_SERVER)
     finally:
         await daemon.shutdown()
     return errors + _pidfile_errors(line.pidfile)
@@ -132,7 +143,7 @@ async def check(line: CommandLine) -> list[str]:
 
 def _references(step: Step) -> set[str]:
     """All words of an option, some of which are names of what others made."""
-    needs = {_NBD_SERVER} if step.option == "export" else set()
+    needs = {NBD_SERVER} if step.option == "export" else set()
     return {*_WORDS.findall(step.text), *needs}
 
 

@@ -8,20 +8,14 @@ import argparse
 import logging
 import os
 from pathlib import Path
+from typing import Final
 
-from nbdjobs.cli import logs, systemd
-from nbdjobs.cli.exits import CliError
+from nbdjobs.cli import logs
+from nbdjobs.cli.exits import CliError, ExitCode
 from nbdjobs.cli.images import export_names, look_at, node_name
-from nbdjobs.cli.runtime import (
-    NBD_SUFFIX,
-    QMP_SUFFIX,
-    check_socket_path,
-    private_dir,
-    runtime_dir,
-)
+from nbdjobs.cli.runtime import NBD_SUFFIX, QMP_SUFFIX
 from nbdjobs.cli.serve_options import (
     Listen,
-    PassedListen,
     Served,
     Serving,
     TcpListen,
@@ -30,13 +24,23 @@ from nbdjobs.cli.serve_options import (
     daemon_options,
     parse_tcp,
 )
+from nbdjobs.cli.serve_sockets import passed_socket, unix_socket
 
 logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="raw image or device")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "images", nargs="*", default=[], type=Path, metavar="IMAGE", help="raw image or device"
+    )
+    what.add_argument(
+        "--config", type=Path, metavar="FILE", help="serve what this TOML file describes instead"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="only say what is wrong, and start nothing"
+    )
     parser.add_argument(
         "--name",
         dest="names",
@@ -70,6 +74,12 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         CliError: Something was wrong before anything was started.
     """
+    if arguments.config is not None:
+        _check_alone(arguments)
+        # Only a file needs what reads it.
+        from nbdjobs.cli.serve_config import run_config
+
+        return run_config(arguments)
     log_options = logs.log_options(os.environ, form=arguments.log_format, level=arguments.log_level)
     serving = plan(arguments)
     # Only a server needs the daemon: `nbdjobs backup` starts quicker without it.
@@ -81,7 +91,31 @@ def run(arguments: argparse.Namespace) -> int:
         elif not arguments.quiet:
             print(*banner(serving), "stop:       Ctrl-C", sep="\n", flush=True)
 
-    return daemon_main(daemon_options(serving), on_ready=announce, logs=log_options)
+    options = daemon_options(serving)
+    if arguments.check:
+        options.append("--check")
+    return daemon_main(options, on_ready=announce, logs=log_options)
+
+
+#: What a configuration file says by itself.
+_IN_FILE: Final = {
+    "--direct": "direct",
+    "--format": "format",
+    "--max-connections": "max_connections",
+    "--name": "names",
+    "--qmp": "qmp",
+    "--read-only": "read_only",
+    "--socket": "socket",
+    "--tcp": "tcp",
+}
+
+
+def _check_alone(arguments: argparse.Namespace) -> None:
+    for option, attribute in _IN_FILE.items():
+        if getattr(arguments, attribute):
+            raise CliError(
+                f"{option} was given beside --config: expected it in the file", ExitCode.USAGE
+            )
 
 
 def _log_what_is_served(serving: Serving) -> None:
@@ -112,7 +146,7 @@ def plan(arguments: argparse.Namespace) -> Serving:
     return Serving(
         disks=disks,
         listen=_listen(arguments, node_name(names[0])),
-        qmp=_socket(arguments.qmp, node_name(names[0]) + QMP_SUFFIX),
+        qmp=unix_socket(arguments.qmp, node_name(names[0]) + QMP_SUFFIX),
         read_only=arguments.read_only,
         is_direct=arguments.direct,
         max_connections=arguments.max_connections,
@@ -121,24 +155,16 @@ def plan(arguments: argparse.Namespace) -> Serving:
 
 
 def _listen(arguments: argparse.Namespace, stem: str) -> Listen:
-    passed = systemd.take_socket(os.environ, os.getpid())
+    passed = passed_socket()
     if passed is not None:
         if arguments.tcp or arguments.socket:
             raise CliError(
                 "the service manager passed a socket: expected neither --tcp nor --socket beside it"
             )
-        address = passed.address
-        where = UnixListen(Path(address)) if isinstance(address, str) else TcpListen(*address)
-        return PassedListen(passed.descriptor, where)
+        return passed
     if isinstance(arguments.tcp, TcpListen):
         return arguments.tcp
-    return UnixListen(_socket(arguments.socket, stem + NBD_SUFFIX))
-
-
-def _socket(chosen: Path | None, name: str) -> Path:
-    path = private_dir(runtime_dir()) / name if chosen is None else chosen.absolute()
-    check_socket_path(path)
-    return path
+    return UnixListen(unix_socket(arguments.socket, stem + NBD_SUFFIX))
 
 
 def _tcp(text: str) -> TcpListen:

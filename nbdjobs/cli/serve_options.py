@@ -142,13 +142,19 @@ def daemon_options(serving: Serving) -> list[str]:
     The QMP socket comes first, so that a start that fails later cannot have been missed by
     whoever waits for it.
     """
+    chardev, monitor = control_options(serving.qmp)
     return [
-        *("--chardev", f"socket,id=control,path={_escaped(str(serving.qmp))},server=on,wait=off"),
-        *("--monitor", "chardev=control"),
+        *("--chardev", chardev),
+        *("--monitor", monitor),
         *(option for disk in serving.disks for option in _node(disk, serving)),
         *("--nbd-server", _server(serving)),
         *(option for disk in serving.disks for option in _exports(disk, serving)),
     ]
+
+
+def control_options(path: Path) -> tuple[str, str]:
+    """The values of `--chardev` and `--monitor` for a QMP socket."""
+    return f"socket,id=control,path={_escaped(str(path))},server=on,wait=off", "chardev=control"
 
 
 def _node(disk: Served, serving: Serving) -> Iterator[str]:

@@ -69,7 +69,7 @@ def test_every_subcommand_has_help(name: str, capsys: pytest.CaptureFixture[str]
         (["--", "demo"], "error: "),
         (["--", "daemon"], "error: "),
         (["--bogus", "serve", "a.img"], "unrecognized arguments"),
-        (["serve"], "required: IMAGE"),
+        (["serve"], "one of the arguments IMAGE --config is required"),
         (["serve", "a.img", "--tcp", "x"], "'x' is not an address: expected PORT"),
         (["serve", "a.img", "--tcp", "1", "--socket", "s"], "not allowed with"),
         (["serve", "a.img", "--max-connections", "0"], "expected 1 or more"),

@@ -11,10 +11,14 @@ from pathlib import Path
 import pytest
 
 import nbdjobs
-from nbdjobs.cli import backup, serve
+from nbdjobs.cli import backup, config, serve
 from nbdjobs.cli.completion import commands
 from nbdjobs.cli.main import DAEMON, SUBCOMMANDS, whole_parser
+from nbdjobs.daemon.exports import BlockExportOptionsNbd
+from nbdjobs.daemon.throttle_limits import ThrottleLimits
 from nbdjobs.nodes.drivers import DRIVERS
+from nbdjobs.nodes.options import BlockdevOptions, CacheOptions
+from nbdjobs.qapi.model import members_of
 from nbdjobs.qapi.types import event_name
 from nbdjobs.qmp.commands import EVENTS, REGISTRY
 
@@ -54,6 +58,54 @@ def test_the_manual_of_operators_names_the_options_and_subcommands_there_are() -
     assert first_column(page("operate.md"), r"`(--[a-z-]+)") == options - {"--help"}
     for command in operating:
         assert f"nbdjobs {command.name}" in page("operate.md")
+
+
+def section(name: str) -> str:
+    """The part of the manual about a table of the configuration file."""
+    found = page("serve.md").split(f"\n### `[{name}]`\n")[1]
+    return found.partition("\n#")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "refused"),
+    [
+        ("nbd", config.NbdSection, {}),
+        ("qmp", config.QmpSection, {}),
+        ("log", config.LogSection, {}),
+        ("throttle-groups.NAME", ThrottleLimits, {}),
+        ("secrets.NAME", config.SecretSection, {}),
+        ("nodes.NAME", BlockdevOptions, config.NODE_REFUSED),
+        ("exports.NAME", BlockExportOptionsNbd, config.EXPORT_REFUSED),
+    ],
+)
+def test_the_manual_names_the_keys_of_the_configuration_file(
+    name: str, cls: type, refused: dict[str, str]
+) -> None:
+    keys = {member.name for member in members_of(cls)} - set(refused)
+    if "cache" in keys:
+        keys = keys - {"cache"} | {f"cache.{each.name}" for each in members_of(CacheOptions)}
+    general = section(name).partition("| driver |")[0]
+    assert first_column(general, r"`([a-z.-]+)`") == keys
+
+
+def driver_options() -> dict[str, type]:
+    return {name: driver.options_type for name, driver in DRIVERS.items()}
+
+
+def test_the_manual_names_the_keys_of_each_driver() -> None:
+    common = {member.name for member in members_of(BlockdevOptions)}
+    keys = {
+        name: {member.name for member in members_of(options)} - common
+        for name, options in driver_options().items()
+    }
+    listed: dict[str, set[str]] = {}
+    for row in section("nodes.NAME").partition("| driver |")[2].splitlines()[2:]:
+        if row.startswith("| `"):
+            _, drivers, own, _ = row.split("|")
+            found = set(re.findall(r"`([a-z-]+)`", own))
+            for driver in re.findall(r"`([a-z_-]+)`", drivers):
+                listed[driver] = keys["file"] if found == {"file"} and "those" in own else found
+    assert listed == keys
 
 
 def test_the_manual_names_the_commands_and_events_there_are() -> None:
