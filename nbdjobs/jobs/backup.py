@@ -34,8 +34,8 @@ from nbdjobs.nodes.background import Background
 from nbdjobs.nodes.block_copy import BlockCopy, CopyError, CopyTuning
 from nbdjobs.nodes.config import NodeConfig
 from nbdjobs.nodes.copy_before_write import (
+    CbwSettings,
     CopyBeforeWrite,
-    CopyBeforeWriteOptions,
     OnCbwError,
 )
 from nbdjobs.nodes.error_policy import ErrorAction, OnError
@@ -228,7 +228,7 @@ def _insert_filter(
         node = CopyBeforeWrite(
             graph.new_name(options.filter_node_name),
             _FILTER_CONFIG,
-            CopyBeforeWriteOptions(
+            CbwSettings(
                 on_cbw_error=options.on_cbw_error,
                 cbw_timeout=options.cbw_timeout,
                 min_cluster_size=options.perf.min_cluster_size,

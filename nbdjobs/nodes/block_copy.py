@@ -137,6 +137,17 @@ class BlockCopy:
         first, last = offset // self.cluster_size, (offset + length - 1) // self.cluster_size
         return not self.is_cancelled and self.to_copy.find(1, first, last + 1) >= 0
 
+    def run_at(self, offset: int, end: int) -> tuple[bool, int]:
+        """The first run of a range: whether it is still to be copied, and where it ends."""
+        first, last = offset // self.cluster_size, -(-end // self.cluster_size)
+        is_to_copy = self.to_copy[first]
+        stop = self.to_copy.find(not is_to_copy, first, last)
+        return bool(is_to_copy), end if stop < 0 else stop * self.cluster_size
+
+    def give_up(self, begin: int, end: int) -> None:
+        """Copy nothing more of these whole clusters: nobody wants them."""
+        self.to_copy[begin // self.cluster_size : end // self.cluster_size] = 0
+
     def cancel(self) -> None:
         """Begin no copy from now on; those in flight go on to their end."""
         self.is_cancelled = True

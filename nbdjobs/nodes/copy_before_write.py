@@ -9,6 +9,9 @@ The point in time is the instant when `arm` is called, inside a drained section.
 write whose clusters are not safe yet awaits their copy first. Once a cluster is safe it stays
 so, and a write to it costs one look at a bitmap.
 
+A backup job puts the filter above its disk by itself; users may do so too, and read the point in
+time through a `snapshot-access` node (`point_in_time`).
+
 The copy belongs to the filter and not to the guest's request: a request that is cancelled, or
 does not want to wait any longer, leaves the copy in flight behind, and the copy goes on to its
 end. Such a copy reads the source late. That is harmless if the guest's write failed
@@ -23,10 +26,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import assert_never
+from typing import ClassVar, Self, assert_never
 
 from nbdjobs.errors import CommandError, NodeError
 from nbdjobs.nodes import permissions
@@ -34,12 +37,16 @@ from nbdjobs.nodes.background import Background
 from nbdjobs.nodes.block_copy import BlockCopy, CopyError, CopyTuning, choose_cluster_size
 from nbdjobs.nodes.clock import Clock, LoopClock
 from nbdjobs.nodes.config import NodeConfig
+from nbdjobs.nodes.driver import ChildReference, DriverNode
 from nbdjobs.nodes.gate import Operation
 from nbdjobs.nodes.graph import Edge, Graph, Role
 from nbdjobs.nodes.node import Node
+from nbdjobs.nodes.options import BlockdevOptions, BlockdevRef
 from nbdjobs.nodes.permissions import Permission
+from nbdjobs.nodes.point_in_time import PointInTime
 from nbdjobs.nodes.status import BlockStatus
 from nbdjobs.protocol.export import FileRange
+from nbdjobs.qapi.types import INT64_MAX, Size, Uint32
 
 
 class OnCbwError(StrEnum):
@@ -53,56 +60,150 @@ class OnCbwError(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CopyBeforeWriteOptions:
-    """Options of the driver beside its children.
+class CbwSettings:
+    """How the old content is saved.
 
     Attributes:
         on_cbw_error: What to do when a copy fails or takes too long.
         cbw_timeout: Seconds that a guest's write waits for a copy; 0 means for ever.
         min_cluster_size: Least unit of copying, in bytes, a power of two or 0.
+        is_discardable: Whether readers of the snapshot may give up parts of it; not where a job
+            relies on all of it.
     """
 
     on_cbw_error: OnCbwError = OnCbwError.BREAK_GUEST_WRITE
     cbw_timeout: int = 0
     min_cluster_size: int = 0
+    is_discardable: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, with `CommandError`."""
         if self.min_cluster_size & (self.min_cluster_size - 1):
             raise CommandError("min-cluster-size needs to be a power of 2")
+        if self.min_cluster_size > INT64_MAX:
+            raise CommandError(f"min-cluster-size too large: {self.min_cluster_size} > {INT64_MAX}")
 
 
-class CopyBeforeWrite(Node):
-    """The filter node.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockDirtyBitmap:
+    """A dirty bitmap of a node (QAPI `BlockDirtyBitmap`)."""
+
+    node: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyBeforeWriteOptions(BlockdevOptions):
+    """Options of the driver (QAPI `BlockdevOptionsCbw`).
 
     Attributes:
-        options: What it was made with.
+        file: The disk.
+        target: Where its old content goes.
+        bitmap: Which parts are worth saving; all of them if not given.
+        on_cbw_error: What to do when a copy fails or takes too long.
+        cbw_timeout: Seconds that a guest's write waits for a copy; 0 means for ever.
+        min_cluster_size: Least unit of copying, in bytes, a power of two; since QEMU 9.2.
+    """
+
+    file: BlockdevRef
+    target: BlockdevRef
+    bitmap: BlockDirtyBitmap | None = None
+    on_cbw_error: OnCbwError | None = None
+    cbw_timeout: Uint32 | None = None
+    min_cluster_size: Size | None = None
+
+
+class CopyBeforeWrite(DriverNode[CopyBeforeWriteOptions]):
+    """The filter node, and the driver `copy-before-write`.
+
+    Attributes:
+        settings: What it was made with.
         snapshot_error: Why the snapshot is broken, or None while it is good.
         on_broken: Called once when the snapshot breaks.
         intercepted_operations: Requests of guests that had to wait for a copy.
         intercepted_bytes: Bytes copied ahead of them.
     """
 
-    driver = "copy-before-write"
-    is_filter = True
+    driver: ClassVar[str] = "copy-before-write"
+    is_filter: ClassVar[bool] = True
+    options_type: ClassVar[type[BlockdevOptions]] = CopyBeforeWriteOptions
+
+    _copy: BlockCopy
+    _snapshot: PointInTime
+    _bitmap: BlockDirtyBitmap | None = None
 
     def __init__(
         self,
         name: str,
         config: NodeConfig,
-        options: CopyBeforeWriteOptions,
+        settings: CbwSettings,
         clock: Clock | None = None,
     ):
         super().__init__(name, config)
-        self.options = options
+        self.settings = settings
         self.snapshot_error: NodeError | None = None
         self.on_broken: Callable[[], None] | None = None
         self.intercepted_operations = 0
         self.intercepted_bytes = 0
         self._clock = clock or LoopClock()
-        self._copy: BlockCopy | None = None
         self._copies = Background()
         self._waiting: set[asyncio.Future[NodeError | None]] = set()
+
+    # As a driver
+
+    @classmethod
+    def children_of(cls, options: CopyBeforeWriteOptions) -> tuple[ChildReference, ...]:
+        """The disk and the target."""
+        return (
+            ChildReference("file", options.file, Role.FILTERED),
+            ChildReference("target", options.target, Role.TARGET),
+        )
+
+    @classmethod
+    async def open(
+        cls,
+        name: str,
+        config: NodeConfig,
+        options: CopyBeforeWriteOptions,
+        children: Mapping[str, Node],
+    ) -> Self:
+        """Check that the old content fits on the target."""
+        node = cls(
+            name,
+            config,
+            CbwSettings(
+                on_cbw_error=options.on_cbw_error or OnCbwError.BREAK_GUEST_WRITE,
+                cbw_timeout=options.cbw_timeout or 0,
+                min_cluster_size=options.min_cluster_size or 0,
+                is_discardable=True,
+            ),
+        )
+        node._bitmap = options.bitmap
+        file, target = children["file"], children["target"]
+        if target.size < file.size:
+            raise CommandError(
+                f"Target '{target.name}' ({target.size} bytes) is smaller than '{file.name}'"
+                f" ({file.size} bytes)"
+            )
+        return node
+
+    def bind(self, graph: Graph) -> None:
+        """Find the bitmap; `CommandError` if there is none of that name."""
+        if self._bitmap is None:
+            return
+        if self._bitmap.node not in graph.nodes:
+            raise CommandError(f"Node '{self._bitmap.node}' not found")
+        raise CommandError(f"Dirty bitmap '{self._bitmap.name}' not found")
+
+    def attached(self) -> None:
+        """From now on the old content of what users write is saved."""
+        self.arm()
+
+    async def close(self) -> None:
+        """Wait for copies in flight: the target must not be closed under them."""
+        await self.settled()
+
+    # What it is
 
     @property
     def _file(self) -> Node:
@@ -111,8 +212,12 @@ class CopyBeforeWrite(Node):
     @property
     def block_copy(self) -> BlockCopy:
         """The copy that `arm` set up."""
-        assert self._copy is not None, "armed before anyone uses it"
         return self._copy
+
+    @property
+    def snapshot(self) -> PointInTime:
+        """The old content, to read."""
+        return self._snapshot
 
     @property
     def size(self) -> int:
@@ -123,6 +228,12 @@ class CopyBeforeWrite(Node):
     def filename(self) -> str:
         """Where the file's content is."""
         return self._file.filename
+
+    @property
+    def content_options(self) -> dict[str, object]:
+        """The children's, the target's too, like QEMU."""
+        target = self.edges["target"].node.content_options
+        return super().content_options | {"target": target}
 
     @property
     def allocated_size(self) -> int:
@@ -159,9 +270,10 @@ class CopyBeforeWrite(Node):
         self._copy = BlockCopy(
             self.edges["file"],
             target,
-            cluster_size=choose_cluster_size(target.node, self.options.min_cluster_size),
+            cluster_size=choose_cluster_size(target.node, self.settings.min_cluster_size),
             tuning=tuning or CopyTuning(),
         )
+        self._snapshot = PointInTime(self._copy, self.edges["file"], target)
         return self._copy
 
     def abandon(self) -> None:
@@ -185,6 +297,11 @@ class CopyBeforeWrite(Node):
         if self.on_broken is not None:
             self.on_broken()
 
+    async def discard_snapshot(self, offset: int, length: int) -> None:
+        """Give up a range of the old content, where nobody relies on all of it."""
+        if self.settings.is_discardable:
+            await self._snapshot.pdiscard(offset, length)
+
     def _release_waiting(self) -> None:
         for waiter in self._waiting:
             _answer(waiter, None)
@@ -203,7 +320,7 @@ class CopyBeforeWrite(Node):
         return self._file.pread(offset, buffer)
 
     def _pwrite(self, offset: int, data: memoryview, fua: bool) -> Operation:
-        if self.block_copy.needs_copy(offset, len(data)):
+        if self._snapshot.readers or self._copy.needs_copy(offset, len(data)):
             return self._copy_and_write(offset, data, fua)
         return self._file.pwrite(offset, data, fua=fua)
 
@@ -227,6 +344,16 @@ class CopyBeforeWrite(Node):
     async def _flush(self) -> None:
         await self._file.flush()
 
+    async def _truncate(self, size: int) -> None:
+        """Save what a smaller disk loses first."""
+        lost = self._snapshot.size - size
+        if lost > 0:
+            try:
+                await self._make_safe(size, lost)
+            except NodeError as error:
+                raise CommandError(f"Cannot save what the smaller disk loses: {error}") from error
+        await self._file.truncate(size)
+
     async def _block_status(self, offset: int, length: int) -> BlockStatus:
         return await self._file.block_status(offset, length)
 
@@ -242,9 +369,13 @@ class CopyBeforeWrite(Node):
         Raises:
             NodeError: It must not: the old content is not on the target.
         """
-        copy = self.block_copy
-        if not copy.needs_copy(offset, length):
-            return
+        if self._copy.needs_copy(offset, length):
+            await self._save(offset, length)
+        if self._snapshot.readers:
+            await self._snapshot.readers_gone(offset, length)
+
+    async def _save(self, offset: int, length: int) -> None:
+        copy = self._copy
         try:
             self.intercepted_operations += 1
             task = self._copies.start(copy.copy(offset, length, on_copied=self._count_intercepted))
@@ -263,9 +394,9 @@ class CopyBeforeWrite(Node):
         self._waiting.add(waiter)
         task.add_done_callback(lambda task: _answer(waiter, _failure(task)))
         timer = None
-        if self.options.cbw_timeout:
+        if self.settings.cbw_timeout:
             timer = self._clock.call_later(
-                self.options.cbw_timeout, lambda: _answer(waiter, NodeError(errno.ETIMEDOUT))
+                self.settings.cbw_timeout, lambda: _answer(waiter, NodeError(errno.ETIMEDOUT))
             )
         try:
             return await waiter
@@ -275,7 +406,7 @@ class CopyBeforeWrite(Node):
                 timer.cancel()
 
     def _settle_failure(self, error: NodeError) -> None:
-        match self.options.on_cbw_error:
+        match self.settings.on_cbw_error:
             case OnCbwError.BREAK_GUEST_WRITE:
                 raise NodeError(error.errno, error.message, offset=error.offset) from error
             case OnCbwError.BREAK_SNAPSHOT:

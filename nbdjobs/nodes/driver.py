@@ -76,6 +76,9 @@ class DriverNode(Node, Generic[OptionsT]):
             CommandError: It is not there, in QEMU's words.
         """
 
+    def attached(self) -> None:
+        """Begin to work: all children are attached, and users may come from now on."""
+
     async def prepare_reopen(
         self, graph: Graph, config: NodeConfig, options: OptionsT
     ) -> Reopening[OptionsT]:

@@ -8,22 +8,26 @@ from collections.abc import Mapping
 from typing import Final
 
 from nbdjobs.nodes.blkdebug import BlkdebugNode
+from nbdjobs.nodes.copy_before_write import CopyBeforeWrite
 from nbdjobs.nodes.driver import AnyDriver
 from nbdjobs.nodes.file import FileNode
 from nbdjobs.nodes.host_device import HostDeviceNode
 from nbdjobs.nodes.null import NullAioNode, NullCoNode
 from nbdjobs.nodes.raw import RawNode
+from nbdjobs.nodes.snapshot_access import SnapshotAccess
 from nbdjobs.nodes.throttle import ThrottleNode
 
 DRIVERS: Final[Mapping[str, AnyDriver]] = {
     driver.driver: driver
     for driver in (
         BlkdebugNode,
+        CopyBeforeWrite,
         FileNode,
         HostDeviceNode,
         NullAioNode,
         NullCoNode,
         RawNode,
+        SnapshotAccess,
         ThrottleNode,
     )
 }

@@ -92,6 +92,7 @@ class _Opening:
             if isinstance(child.reference, BlockdevOptions):
                 children[child.name].inline_parent = node
             self._graph.attach(node, child.name, children[child.name], child.role)
+        node.attached()
         return node
 
     def _claim_name(self, wanted: str | None) -> str:

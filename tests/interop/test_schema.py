@@ -24,6 +24,7 @@ from tests.qmp.schema_shape import Difference, differences
 
 #: What only nbdjobs has, and why. `*` stands for any part of a path.
 OURS: Final[Mapping[str, str]] = {
+    "* arg*.driver.copy-before-write.min-cluster-size": "since QEMU 9.2",
     "blockdev-backup arg.cbw-timeout": "since QEMU 7.1 only on the copy-before-write node",
     "blockdev-backup arg.on-cbw-error": "since QEMU 7.1 only on the copy-before-write node",
     "blockdev-backup arg.x-perf.min-cluster-size": "since QEMU 9.2",
@@ -57,7 +58,6 @@ DRIVERS: Final[Mapping[str, str]] = {
     "bochs": _FORMAT,
     "cloop": _FORMAT,
     "compress": _CHAINS,
-    "copy-before-write": "part of backups; comes as a node of its own",
     "copy-on-read": _CHAINS,
     "dmg": _FORMAT,
     "ftp": _NETWORK,
@@ -79,7 +79,6 @@ DRIVERS: Final[Mapping[str, str]] = {
     "quorum": _QUORUM,
     "rbd": _NETWORK,
     "replication": _EMULATOR,
-    "snapshot-access": "comes with copy-before-write as a node",
     "ssh": _NETWORK,
     "vdi": _FORMAT,
     "vhdx": _FORMAT,

@@ -13,8 +13,8 @@ from nbdjobs.errors import CommandError, NodeError
 from nbdjobs.nodes import copy_before_write
 from nbdjobs.nodes.config import NodeConfig
 from nbdjobs.nodes.copy_before_write import (
+    CbwSettings,
     CopyBeforeWrite,
-    CopyBeforeWriteOptions,
     OnCbwError,
 )
 from nbdjobs.nodes.device import Device
@@ -24,14 +24,12 @@ from tests.jobs.rig import CLUSTER, Rig, turns
 from tests.nodes.faults import MemoryNode, Op
 
 NEW = b"new content" * 100
-BREAK_SNAPSHOT = CopyBeforeWriteOptions(on_cbw_error=OnCbwError.BREAK_SNAPSHOT)
-PATIENT = CopyBeforeWriteOptions()
+BREAK_SNAPSHOT = CbwSettings(on_cbw_error=OnCbwError.BREAK_SNAPSHOT)
+PATIENT = CbwSettings()
 
 
 @asynccontextmanager
-async def guarded(
-    options: CopyBeforeWriteOptions = PATIENT, rig: Rig | None = None
-) -> AsyncIterator[Rig]:
+async def guarded(options: CbwSettings = PATIENT, rig: Rig | None = None) -> AsyncIterator[Rig]:
     """A disk whose writes are guarded, with nobody copying in the background."""
     rig = rig or Rig()
     node = CopyBeforeWrite("flt", NodeConfig(can_unmap=True), options, rig.clock)
@@ -174,7 +172,7 @@ def test_break_snapshot_lets_the_write_go_on_and_tells() -> None:
 
 def test_a_write_that_waited_too_long_fails_while_its_copy_goes_on() -> None:
     async def main() -> None:
-        async with guarded(CopyBeforeWriteOptions(cbw_timeout=45)) as rig:
+        async with guarded(CbwSettings(cbw_timeout=45)) as rig:
             async with rig.target.hold(Op.WRITE) as gate:
                 write = asyncio.create_task(rig.write(0, NEW))
                 await gate.reached()
@@ -197,7 +195,7 @@ def test_a_write_that_waited_too_long_fails_while_its_copy_goes_on() -> None:
 
 
 def test_a_late_copy_cannot_mend_a_snapshot_that_a_timeout_broke() -> None:
-    options = CopyBeforeWriteOptions(on_cbw_error=OnCbwError.BREAK_SNAPSHOT, cbw_timeout=1)
+    options = CbwSettings(on_cbw_error=OnCbwError.BREAK_SNAPSHOT, cbw_timeout=1)
 
     async def main() -> None:
         async with guarded(options) as rig:
@@ -308,7 +306,7 @@ def test_a_refused_filter_leaves_nothing_behind() -> None:
 
 def test_the_least_cluster_size_is_a_power_of_two() -> None:
     with pytest.raises(CommandError, match="min-cluster-size needs to be a power of 2"):
-        CopyBeforeWriteOptions(min_cluster_size=96 * 1024)
+        CbwSettings(min_cluster_size=96 * 1024)
 
 
 def test_an_inline_copy_makes_no_task() -> None:

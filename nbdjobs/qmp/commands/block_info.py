@@ -19,6 +19,7 @@ from nbdjobs.nodes.file import FileNode
 from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.latency import Histogram
 from nbdjobs.nodes.node import Node
+from nbdjobs.nodes.snapshot_access import SnapshotAccess
 from nbdjobs.qapi.types import INT64_MAX, Uint64, flat_union, member
 
 
@@ -268,6 +269,8 @@ def _filters_of(node: Node) -> int:
 
 def _is_in_file(node: Node) -> bool:
     """Whether the content is in a file, so that QEMU knows whether its format is in order."""
+    if isinstance(node, SnapshotAccess):
+        return False  # it shows other content than its child's, and QEMU asks no further
     children = (node.edges.get("file"), node.edges.get("image"))
     return isinstance(node, FileNode) or any(each and _is_in_file(each.node) for each in children)
 
