@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,11 +44,13 @@ class Result:
         iops: Requests per second.
         bytes_per_s: Payload per second.
         write_p99_us: 99th percentile of the writes' completion latency in microseconds.
+        requests: How many were made in all, those of the warm-up included.
     """
 
     iops: float
     bytes_per_s: float
     write_p99_us: float
+    requests: float
 
 
 def run_for(load: Load, uri: str, size: int, seconds: float, directory: Path) -> Result:
@@ -62,13 +64,16 @@ def run_for(load: Load, uri: str, size: int, seconds: float, directory: Path) ->
         directory: Where fio's files go.
     """
     milliseconds = round(seconds * 1000)
-    timing = [f"--runtime={milliseconds}ms", f"--ramp_time={milliseconds // 4}ms", "--time_based"]
-    return _run(load, uri, size, timing, directory)
+    warm_up = milliseconds // 4
+    timing = [f"--runtime={milliseconds}ms", f"--ramp_time={warm_up}ms", "--time_based"]
+    result = _run(load, uri, size, timing, directory)
+    return replace(result, requests=result.iops * (milliseconds + warm_up) / 1000)
 
 
 def run_requests(load: Load, uri: str, size: int, requests: int, directory: Path) -> Result:
     """Run a load for a fixed number of requests, so that each peer does the very same work."""
-    return _run(load, uri, size, [f"--io_size={requests * load.block_size}"], directory)
+    result = _run(load, uri, size, [f"--io_size={requests * load.block_size}"], directory)
+    return replace(result, requests=requests * load.connections)
 
 
 def _run(load: Load, uri: str, size: int, extent: list[str], directory: Path) -> Result:
@@ -105,6 +110,7 @@ def _read(output: Path) -> Result:
         iops=sum(way["iops"] for way in ways),
         bytes_per_s=sum(way["bw_bytes"] for way in ways),
         write_p99_us=percentiles.get("99.000000", 0) / 1000,
+        requests=0,
     )
 
 

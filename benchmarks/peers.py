@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -220,6 +221,14 @@ class Server:
     peer: Peer
     process: subprocess.Popen[str]
     address: Address
+
+    @property
+    def processor_s(self) -> float:
+        """Seconds that all its threads have spent on processors so far."""
+        statistics = Path(f"/proc/{self.process.pid}/stat").read_text()
+        # Fields 14 and 15, counted from 1; the name before them may hold anything.
+        user, system = statistics.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

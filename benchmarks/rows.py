@@ -83,17 +83,32 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A load for fio and how it is shown."""
+    """A load for fio and how it is shown.
+
+    Attributes:
+        title: What it is.
+        load: What fio does.
+        unit: Of the speed.
+        target: The least ratio to the best peer.
+        shows_cost: Whether a row shows the server's processor time, too: where the client is
+            the bound, it tells more than the speed.
+    """
 
     title: str
     load: fio.Load
     unit: str = "IOPS"
     target: float = 1.0
+    shows_cost: bool = False
 
 
 WORKLOADS: Final = (
     Workload("4 KiB random reads, depth 1", fio.Load("randread", 4 * KIB, 1)),
-    Workload("4 KiB random reads, depth 16", fio.Load("randread", 4 * KIB, 16), target=1.5),
+    Workload(
+        "4 KiB random reads, depth 16",
+        fio.Load("randread", 4 * KIB, 16),
+        target=1.5,
+        shows_cost=True,
+    ),
     Workload("4 KiB random reads, depth 16, 4 connections", fio.Load("randread", 4 * KIB, 16, 4)),
     Workload("4 KiB random writes, depth 1", fio.Load("randwrite", 4 * KIB, 1)),
     Workload("4 KiB random writes, depth 16", fio.Load("randwrite", 4 * KIB, 16)),
@@ -111,8 +126,11 @@ def groups() -> Iterator[Group]:
     for transport in Transport:
         for work in WORKLOADS:
             title = f"{transport}: {work.title}"
-            row = Row(title, work.unit, key=work.unit, target=work.target)
-            yield Group((row,), partial(_serve_load, load=work.load, transport=transport))
+            rows: tuple[Row, ...] = (Row(title, work.unit, key=work.unit, target=work.target),)
+            if work.shows_cost:
+                cost = f"{title}, the server's processor time for one"
+                rows = (*rows, Row(cost, "µs", "cost", Better.LOWER, target=None))
+            yield Group(rows, partial(_serve_load, load=work.load, transport=transport))
     for content in ("random", "sparse"):
         rows = (
             Row(f"backup raw to raw, {content} disk, until completed", "MiB/s", key="completed"),
@@ -158,8 +176,10 @@ def _serve_load(
     image = bench.images.disk
     with serving(peer, image, transport, bench.directory) as server:
         uri, size = server.address.uri, image.stat().st_size
+        before = server.processor_s
         result = fio.run_for(load, uri, size, bench.seconds, bench.directory)
-    return {"IOPS": result.iops, "MiB/s": result.bytes_per_s / MIB}
+        cost = (server.processor_s - before) / result.requests * 1e6
+    return {"IOPS": result.iops, "MiB/s": result.bytes_per_s / MIB, "cost": cost}
 
 
 def _back_up(bench: Bench, peer: Peer, *, content: str) -> dict[str, float]:
