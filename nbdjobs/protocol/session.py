@@ -51,7 +51,7 @@ from nbdjobs.protocol.requests import (
     too_long,
 )
 from nbdjobs.protocol.sending import UNREAD_TO, Memory, Piece
-from nbdjobs.protocol.turns import CHANGE_COST, READ_COST
+from nbdjobs.protocol.turns import CHANGE_COST, READ_COST, STATUS_COST
 
 MAX_REQUESTS: Final = 128
 """Suspended requests of one client; eight times what QEMU takes."""
@@ -72,8 +72,11 @@ FLUSH_PIECES: Final = 1000
 MAX_EXTENTS: Final = 16 * 1024
 """Extents in one reply; the specification allows 2**20, the client asks again for the rest."""
 
-MAX_READ_EXTENTS: Final = 128
+MAX_READ_EXTENTS: Final = 32
 """Extents looked up for one sparse read; behind them a read is all data."""
+
+EXTENTS_AT_ONCE: Final = 16
+"""Extents looked up before others have their turn: about 300 us in a file full of holes."""
 
 NEVER: Final = 1 << 64
 """A length that no read has."""
@@ -143,6 +146,7 @@ class Session:
         self._is_blocked = False
         self._bytes_in_flight = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._long_search = asyncio.Lock()
         self.needed = self._rules.layout.size
 
     @property
@@ -234,7 +238,8 @@ class Session:
                     spent += length + READ_COST
                     is_answered = self._read_now(cookie, offset, length)
                 else:
-                    spent += len(payload or b"") + CHANGE_COST
+                    spent += len(payload or b"")
+                    spent += STATUS_COST if command == BLOCK_STATUS else CHANGE_COST
                     refusal = rules.refusal(command, flags, offset, length, payload, size)
                     is_answered = refusal is not None
                     if refusal is not None:
@@ -401,7 +406,7 @@ class Session:
         if not length:
             self.out.append(self._replies.empty(cookie, offset))
             return
-        runs = _runs(await allocation.extents(offset, length, MAX_READ_EXTENTS), length)
+        runs = _runs(await self._extents(allocation, offset, length, MAX_READ_EXTENTS), length)
         if len(runs) == 1 and not runs[0].flags:
             await self._read(cookie, offset, length)
             return
@@ -461,7 +466,7 @@ class Session:
             contexts = {number: contexts[number] for number in ids}
         limit = 1 if flags & REQ_ONE else MAX_EXTENTS
         found = [
-            (number, await context.extents(offset, length, limit))
+            (number, await self._extents(context, offset, length, limit))
             for number, context in contexts.items()
         ]
         last = found[-1][0]
@@ -469,6 +474,28 @@ class Session:
             done = _DONE if number == last else 0
             self.out.append(self._replies.status(cookie, offset, number, extents, done))
             self.out_bytes += len(self.out[-1])
+
+    async def _extents(
+        self, context: MetaContext, offset: int, length: int, limit: int
+    ) -> Sequence[Extent]:
+        """Look up extents, a few at a time, and only for one request of the client at a time."""
+        found = await context.extents(offset, length, min(limit, EXTENTS_AT_ONCE))
+        if len(found) < EXTENTS_AT_ONCE or limit <= EXTENTS_AT_ONCE:
+            return found
+        extents = list(found)
+        position = offset + sum(extent.length for extent in found)
+        end = offset + length
+        async with self._long_search:
+            while position < end and len(extents) < limit:
+                await asyncio.sleep(0)
+                wanted = min(limit - len(extents), EXTENTS_AT_ONCE)
+                more = await context.extents(position, end - position, wanted)
+                position += sum(extent.length for extent in more)
+                if more[0].flags == extents[-1].flags:  # changed since, or cut off at the limit
+                    extents[-1] = Extent(extents[-1].length + more[0].length, more[0].flags)
+                    more = more[1:]
+                extents += more
+        return extents
 
 
 def _allocation_context(chosen: Chosen) -> MetaContext | None:

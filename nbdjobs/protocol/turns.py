@@ -24,6 +24,9 @@ READ_COST: Final = 24 * 1024
 CHANGE_COST: Final = 128 * 1024
 """What any other request costs beside its payload; a write into the page cache takes 25 us."""
 
+STATUS_COST: Final = 1024 * 1024
+"""What a block status costs: in a file full of holes the first of its steps takes 300 us."""
+
 SHARED: Final = 384 * 1024
 """What a turn may cost in modest company: about 75 us, or one request that costs more."""
 

@@ -6,28 +6,30 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import pytest
 import uvloop
 
 from nbdjobs.protocol.buffers import BufferPool, ReceiveBuffer
-from nbdjobs.protocol.constants import REQUEST_MAGIC, Command, HeaderStyle
-from nbdjobs.protocol.export import Export
+from nbdjobs.protocol.constants import REQUEST_MAGIC, Command, CommandFlag, HeaderStyle
+from nbdjobs.protocol.export import Export, Extent
 from nbdjobs.protocol.negotiation import Chosen
-from nbdjobs.protocol.session import Session
+from nbdjobs.protocol.session import EXTENTS_AT_ONCE, Session
 from nbdjobs.protocol.turns import (
     ALONE,
     CHANGE_COST,
     READ_COST,
     REMEMBERED,
     SHARED,
+    STATUS_COST,
     Turns,
 )
 from tests.protocol.client import Client
-from tests.protocol.rig import MemoryDisk, running
+from tests.protocol.rig import BLOCK, Allocation, MemoryDisk, Rig, running
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -195,3 +197,82 @@ def runs_of_greedy_requests(disk: MemoryDisk) -> list[int]:
     runs = [(kind, len(list(run))) for kind, run in groupby(is_modest)]
     last = max(number for number, (kind, _) in enumerate(runs) if kind)
     return [length for kind, length in runs[:last] if not kind]
+
+
+class Logged(Allocation):
+    """Notes every search for extents among the calls of its disk."""
+
+    async def extents(self, offset: int, length: int, limit: int) -> Sequence[Extent]:
+        found = await super().extents(offset, length, limit)
+        self.disk.calls.append(("extents", len(found)))
+        return found
+
+
+@asynccontextmanager
+async def full_of_holes() -> AsyncIterator[tuple[Rig, MemoryDisk]]:
+    """A server with an export named "holes", of which every other block is one."""
+    async with running() as rig:
+        disk = MemoryDisk()
+        for block in range(0, disk.size, 2 * BLOCK):
+            disk.content[block] = 1
+        contexts = (Logged(disk),)
+        rig.server.add_export(replace(rig.export, name="holes", backend=disk, contexts=contexts))
+        yield rig, disk
+
+
+def test_a_long_search_for_extents_goes_in_steps_and_finds_all() -> None:
+    async def main() -> None:
+        async with full_of_holes() as (rig, disk):
+            client = await Client.attach(rig.path, name="holes", contexts=["base:allocation"])
+            (chunk,) = await client.ask(Command.BLOCK_STATUS, 0, disk.size)
+            found = list(struct.iter_unpack(">II", chunk.payload[4:]))
+            assert found == [(BLOCK, 3 if number % 2 else 0) for number in range(len(found))]
+            assert len(found) == disk.size // BLOCK
+            assert max(disk.calls) == ("extents", EXTENTS_AT_ONCE)
+            await client.close()
+
+    asyncio.run(main())
+
+
+def test_extents_that_go_on_in_the_next_step_are_one() -> None:
+    class Pieces:
+        name = "base:allocation"
+
+        async def extents(self, offset: int, length: int, limit: int) -> Sequence[Extent]:
+            return [Extent(1, 7)] * min(length, limit)
+
+    async def main() -> None:
+        async with running() as rig:
+            export = replace(rig.export, name="pieces", contexts=(Pieces(),))
+            rig.server.add_export(export)
+            client = await Client.attach(rig.path, name="pieces", contexts=["base:allocation"])
+            (chunk,) = await client.ask(Command.BLOCK_STATUS, 0, 100)
+            assert sum(length for length, _ in struct.iter_unpack(">II", chunk.payload[4:])) == 100
+            await client.close()
+
+    asyncio.run(main())
+
+
+def test_searches_for_extents_leave_turns_to_others() -> None:
+    async def main() -> None:
+        async with full_of_holes() as (rig, disk):
+            greedy = await Client.attach(rig.path, name="holes", contexts=["base:allocation"])
+            modest = await Client.attach(rig.path, name="holes")
+            for _ in range(100):
+                greedy.send(Command.BLOCK_STATUS, 0, disk.size)
+            answered = asyncio.ensure_future(take_replies(greedy, 100))
+            searches = []
+            for _ in range(MODEST_REQUESTS):
+                disk.calls.clear()
+                await modest.read(0, MODEST_LENGTH, flags=CommandFlag.DF)
+                searches.append(sum(call[0] == "extents" for call in disk.calls))
+            assert not answered.done()
+            # One long search goes on, and in each turn a few others begin, up to 100 in all.
+            begun = ALONE // STATUS_COST
+            assert max(searches) <= 4 * (begun + 1)
+            assert sum(searches) >= MODEST_REQUESTS
+            await answered
+            for client in (greedy, modest):
+                await client.close()
+
+    asyncio.run(main())
