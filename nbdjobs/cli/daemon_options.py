@@ -36,6 +36,7 @@ Options that take effect in the order in which they are given:
                          make a socket for a monitor
   --export [type=]nbd,id=<id>,node-name=<node-name>[,name=<export-name>]
            [,writable=on|off][,description=<text>]
+           [,rerror=report|stop|auto][,werror=report|ignore|enospc|stop|auto]
                          export a block node over NBD (needs --nbd-server first)
   --monitor [chardev=]<id>[,mode=control][,pretty=on|off]
                          run a QMP monitor on a socket

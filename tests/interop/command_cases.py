@@ -836,6 +836,7 @@ SCENARIOS: Final[Mapping[str, Sequence[Step]]] = {
         serve(),
         export("r", writable=True),
         Ask("query-block", None),
+        Ask("query-blockstats", None),
         ask("query-blockstats", query_nodes=True),
     ],
 }

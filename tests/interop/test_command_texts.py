@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.interop.command_cases import SCENARIOS, Ask, Step, Until
+from tests.interop.command_cases import SCENARIOS, Ask, Step, Until, export, file, serve
 from tests.interop.daemon import program
 from tests.interop.oracle import PROGRAM, Oracle, Reply
 from tests.interop.side_by_side import MadeUpNames, prepare
@@ -32,6 +32,22 @@ def test_both_answer_the_same(tmp_path: Path, name: str) -> None:
         if mine != other
     ]
     assert different == []
+
+
+def test_only_nbdjobs_lists_the_devices_of_exports(tmp_path: Path) -> None:
+    """What `comparable` leaves out everywhere else."""
+    lists: dict[str, list[list[Any]]] = {}
+    for directory, command in (("theirs", [PROGRAM]), ("ours", program())):
+        prepare(tmp_path / directory)
+        with Oracle(tmp_path / directory, capabilities=[], program=command) as daemon:
+            for step in (file("f"), serve(), export("f")):
+                assert daemon.execute(step.command, step.arguments) == {"return": {}}
+            lists[directory] = [
+                daemon.execute(query)["return"] for query in ("query-block", "query-blockstats")
+            ]
+    assert lists["theirs"] == [[], []]
+    for (entry,) in lists["ours"]:
+        assert (entry["device"], entry["qdev"]) == ("", "e")
 
 
 def test_the_list_is_long() -> None:

@@ -28,6 +28,9 @@ OURS: Final[Mapping[str, str]] = {
     "blockdev-backup arg.cbw-timeout": "since QEMU 7.1 only on the copy-before-write node",
     "blockdev-backup arg.on-cbw-error": "since QEMU 7.1 only on the copy-before-write node",
     "blockdev-backup arg.x-perf.min-cluster-size": "since QEMU 9.2",
+    "BLOCK_IO_ERROR arg.qom-path": "since QEMU 9.2",
+    "block-export-add arg.type.nbd.rerror": "an extra of nbdjobs",
+    "block-export-add arg.type.nbd.werror": "an extra of nbdjobs",
     "nbd-server-start arg.handshake-max-seconds": "since QEMU 9.2",
     "query-block-exports ret.*.x-connections": "an extra of nbdjobs",
     "query-block-jobs ret.*.x-intercepted-bytes": "an extra of nbdjobs",
@@ -37,6 +40,12 @@ OURS: Final[Mapping[str, str]] = {
 #: Commands and events that qemu-storage-daemon does not have, and where they are from.
 OURS_ALONE: Final[Mapping[str, str]] = {
     "block-latency-histogram-set": "QEMU's own, for the devices of guests",
+    "block_set_io_throttle": "QEMU's own, for the devices of guests",
+    "cont": "QEMU's own, for guests",
+    "query-status": "QEMU's own, for guests",
+    "stop": "QEMU's own, for guests",
+    "RESUME": "QEMU's own, for guests",
+    "STOP": "QEMU's own, for guests",
 }
 
 _BITMAPS: Final = "comes with dirty bitmaps"
@@ -48,7 +57,6 @@ _KERNEL: Final = "exports to the kernel or a virtual machine instead of NBD clie
 _NETWORK: Final = "storage reached by a client library"
 _QUORUM: Final = "comes with the quorum driver, which is not planned"
 _SNAPSHOTS: Final = "comes with snapshots"
-_THROTTLING: Final = "comes with throttling"
 
 #: Drivers of QEMU that nbdjobs does not have, and why.
 DRIVERS: Final[Mapping[str, str]] = {
@@ -130,10 +138,6 @@ THEIRS: Final[Mapping[str, str]] = {
     "query-* ret.*.dirty-bitmaps": _BITMAPS,
     "query-* ret.*.image.format-specific": _CHAINS,
     "query-* ret.*.image.snapshots": _SNAPSHOTS,
-    "query-* ret.*.group": _THROTTLING,
-    "query-* ret.*.bps*_max*": _THROTTLING,
-    "query-* ret.*.iops*_max*": _THROTTLING,
-    "query-* ret.*.iops_size": _THROTTLING,
 }
 
 Schema = list[dict[str, Any]]
