@@ -52,6 +52,7 @@ class Connection(asyncio.BufferedProtocol):
 
     Args:
         exports: What is on offer, by name.
+        has_room: Whether one more client may attach to an export now.
         pool: Where large read buffers come from.
         polling: When to look for requests instead of sleeping.
         turns: How much is done for this client before it is everybody's turn.
@@ -65,6 +66,7 @@ class Connection(asyncio.BufferedProtocol):
         self,
         exports: Mapping[str, Export],
         *,
+        has_room: Callable[[Export], bool],
         pool: BufferPool,
         polling: Polling,
         turns: Turns,
@@ -84,7 +86,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._descriptor = -1
         self._unread_from = NEVER
-        self._negotiation: Negotiation | None = Negotiation(exports)
+        self._negotiation: Negotiation | None = Negotiation(exports, has_room)
         self._session: Session | None = None
         self._incoming = ReceiveBuffer(pool, BASE_CAPACITY)
         self._receive_end = BASE_CAPACITY

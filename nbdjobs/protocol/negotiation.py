@@ -96,10 +96,16 @@ class Negotiation:
 
     Args:
         exports: What is on offer, by name; looked at anew for every option.
+        has_room: Whether one more client may attach to an export now.
     """
 
-    def __init__(self, exports: Mapping[str, Export]):
+    def __init__(
+        self,
+        exports: Mapping[str, Export],
+        has_room: Callable[[Export], bool] = lambda export: True,
+    ):
         self._exports = exports
+        self._has_room = has_room
         self._received = bytearray()
         self._outcome: Chosen | Ended | None = None
         self._client_flags: ClientFlag | None = None
@@ -227,8 +233,7 @@ class Negotiation:
     def _find(self, name: str) -> Export:
         export = self._exports.get(name)
         if export is None:
-            shown = name if len(name) <= _MAX_SHOWN_NAME else name[:_MAX_SHOWN_NAME] + "..."
-            raise _Refusal(OptionReplyType.ERR_UNKNOWN, f"export '{shown}' not present")
+            raise _Refusal(OptionReplyType.ERR_UNKNOWN, f"export '{_shown(name)}' not present")
         return export
 
     def _contexts_for(self, export: Export) -> dict[int, MetaContext]:
@@ -250,6 +255,8 @@ class Negotiation:
         export = self._exports.get(decode_name(data))
         if export is None:
             raise ProtocolError("export not found")
+        if not self._has_room(export):
+            raise ProtocolError(_too_many_clients(export))
         self._choose(export)
         reply = _EXPORT_NAME_REPLY.pack(export.backend.size, self._flags_of(export))
         assert self._client_flags is not None
@@ -270,6 +277,8 @@ class Negotiation:
     def _info(self, option: Option, data: bytes) -> bytes:
         query = _parse(ExportQuery.unpack, option, data)
         export = self._find(query.name)
+        if option is Option.GO and not self._has_room(export):
+            raise _Refusal(OptionReplyType.ERR_POLICY, _too_many_clients(export))
         replies = b"".join(
             OptionReply(option, OptionReplyType.INFO, item).pack()
             for item in self._describe(export, query.wanted)
@@ -369,6 +378,14 @@ def transmission_flags(
     if style is HeaderStyle.EXTENDED and has_contexts:
         flags |= TransmissionFlag.BLOCK_STATUS_PAYLOAD
     return flags
+
+
+def _shown(name: str) -> str:
+    return name if len(name) <= _MAX_SHOWN_NAME else name[:_MAX_SHOWN_NAME] + "..."
+
+
+def _too_many_clients(export: Export) -> str:
+    return f"export '{_shown(export.name)}' has too many clients"
 
 
 def option_name(option: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -20,6 +21,9 @@ from nbdjobs.protocol.turns import Turns
 DEFAULT_MAX_CONNECTIONS: Final = 100
 """Clients at a time, as in QEMU's nbd-server-start."""
 
+RESERVED: Final = 4
+"""One connection in so many is kept for exports that have few clients."""
+
 HANDSHAKE_LIMIT_S: Final = 10.0
 """Seconds a client has for its negotiation, as in QEMU."""
 
@@ -32,7 +36,8 @@ class Server:
     """Serves exports to NBD clients.
 
     Args:
-        max_connections: Clients at a time, 0 for no limit; further ones wait to be accepted.
+        max_connections: Clients at a time, 0 for no limit; further ones wait to be accepted. Some
+            of them are kept for each export (`has_room`).
         handshake_limit_s: Seconds a client has for its negotiation.
         on_unused: Called with an export when its last client is gone, whether or not the export
             is still on offer; not called for an export that never had a client.
@@ -110,6 +115,26 @@ class Server:
         A client that was cut off counts until its last request has ended.
         """
         return len(self._clients_of(export))
+
+    def has_room(self, export: Export) -> bool:
+        """Whether one more client may attach to an export.
+
+        A client that is gone counts until its last request has ended, and on a disk that hangs
+        that may be never. So that clients which come again and again to such an export do not
+        use up all connections, each export on offer is sure of its part of a quarter of them,
+        rounded down; the rest is for whoever comes first.
+        """
+        if not self._max_connections:
+            return True
+        attached = Counter(
+            id(connection.export)
+            for connection in self._connections
+            if connection.export is not None
+        )
+        part = self._max_connections // (RESERVED * max(len(self._exports), 1))
+        others = (other for other in self._exports.values() if other is not export)
+        kept = sum(max(part - attached[id(other)], 0) for other in others)
+        return attached.total() + kept < self._max_connections
 
     def disconnect_clients(self, export: Export) -> None:
         """Cut off the clients of an export; requests they have in flight are still done.
@@ -202,6 +227,7 @@ class Server:
         prepare_client(sock)
         connection = Connection(
             self._exports,
+            has_room=self.has_room,
             pool=self._pool,
             polling=self._polling,
             turns=self._turns,

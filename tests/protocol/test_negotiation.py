@@ -20,7 +20,7 @@ from nbdjobs.protocol.constants import (
     OptionReplyType as Kind,
 )
 from nbdjobs.protocol.export import Export
-from nbdjobs.protocol.messages import ExportQuery, MetaContextQuery, OptionReply
+from nbdjobs.protocol.messages import ExportQuery, MetaContextQuery, OptionHeader, OptionReply
 from nbdjobs.protocol.negotiation import (
     MAX_OPTION_LENGTH,
     MAX_OPTIONS,
@@ -226,6 +226,26 @@ def test_info_and_go_explain_what_is_wrong(
     talk = Talk()
     assert talk.option(option, data) == [(kind, text.format(option.name.lower()).encode())]
     assert talk.option(Option.GO, query())[-1] == ACK
+
+
+@pytest.mark.parametrize("option", [Option.GO, Option.EXPORT_NAME])
+def test_an_export_without_room_is_refused(option: Option) -> None:
+    server = Negotiation(EXPORTS, lambda export: export.name != "disk")
+    server.receive(struct.pack(">I", 3))
+    assert server.advance() == b""
+    name = b"disk"
+    data = name if option is Option.EXPORT_NAME else ExportQuery("disk", ()).pack()
+    server.receive(OptionHeader(option, len(data)).pack() + data)
+    reply = server.advance()
+    if option is Option.EXPORT_NAME:
+        assert reply == b""
+        assert isinstance(server.outcome, Ended)
+    else:
+        assert reply is not None
+        refused = OptionReply.unpack(reply)
+        assert refused.kind is Kind.ERR_POLICY
+        assert refused.data == b"export 'disk' has too many clients"
+        assert server.outcome is None
 
 
 def test_structured_replies_once() -> None:

@@ -275,6 +275,49 @@ def test_clients_beyond_the_limit_wait_until_one_ends() -> None:
     asyncio.run(main())
 
 
+def test_clients_of_an_export_whose_disk_hangs_leave_connections_to_others() -> None:
+    """They come, ask, are gone and come again; what they asked for never ends."""
+
+    async def main() -> None:
+        async with running(max_connections=24) as rig:
+            healthy = replace(rig.export, name="healthy", backend=MemoryDisk())
+            rig.server.add_export(healthy)
+            gate = rig.disk.hold("flush")
+            # A quarter of 24 is kept for three exports: two connections for each.
+            for number in range(1, 21):
+                client = await Client.attach(rig.path)
+                client.send(Command.FLUSH)
+                await gate.reached(number)
+                client.writer.transport.abort()
+            late = await Client.connect(rig.path)
+            (refused,) = await late.option(Option.GO, ExportQuery("", ()).pack())
+            assert refused.kind is Kind.ERR_POLICY
+            await late.close()
+            clients = [await Client.attach(rig.path, name="healthy") for _ in range(2)]
+            for client in clients:
+                await client.write(0, b"served")
+            assert rig.server.client_count(rig.export) == 20
+            rig.disk.unhold("flush")
+            await until_unused(rig, rig.export)
+            clients.append(await Client.attach(rig.path))
+            await clients[-1].write(0, b"served again")
+            for client in clients:
+                await client.close()
+
+    asyncio.run(main())
+
+
+def test_one_export_may_have_all_connections() -> None:
+    async def main() -> None:
+        async with running(max_connections=8) as rig:
+            rig.server.remove_export("other")
+            clients = [await Client.attach(rig.path) for _ in range(8)]
+            for client in clients:
+                await client.close()
+
+    asyncio.run(main())
+
+
 def test_no_limit_is_a_limit_of_0() -> None:
     async def main() -> None:
         async with running(max_connections=0) as rig:
