@@ -32,6 +32,7 @@ from nbdjobs.daemon.objects import Objects
 from nbdjobs.daemon.run_state import RunControl
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes import permissions
+from nbdjobs.nodes.activity import activate
 from nbdjobs.nodes.device import Device
 from nbdjobs.nodes.device_errors import ErrorHandler, ErrorPolicy
 from nbdjobs.nodes.error_policy import OnError
@@ -94,6 +95,7 @@ class BlockExportOptions:
     node_name: str
     writable: bool = False
     writethrough: bool = False
+    allow_inactive: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,13 +279,11 @@ class BlockExports:
             CommandError: In QEMU's words; nothing has changed.
         """
         assert isinstance(options, BlockExportOptionsNbd)
-        if not is_well_formed_id(options.id):
-            raise CommandError("Invalid block export id")
-        if options.id in self._exports:
-            raise CommandError(f"Block export id '{options.id}' is already in use")
-        node = self._graph.nodes.get(options.node_name)
-        if node is None:
-            raise CommandError(f"Cannot find device='' nor node-name='{options.node_name}'")
+        node = self._find_node(options)
+        if not node.is_active and not options.allow_inactive:
+            async with self._graph.node_changes:
+                await activate(self._graph, [node])
+            node = self._find_node(options)  # commands came meanwhile
         if options.iothread is not None:
             self._objects.check_iothread(options.iothread)
         if options.writable and node.is_read_only:
@@ -302,6 +302,16 @@ class BlockExports:
         server.add_export(export.offer)
         self._exports[export.id] = export
         return export
+
+    def _find_node(self, options: BlockExportOptionsNbd) -> Node:
+        if not is_well_formed_id(options.id):
+            raise CommandError("Invalid block export id")
+        if options.id in self._exports:
+            raise CommandError(f"Block export id '{options.id}' is already in use")
+        node = self._graph.nodes.get(options.node_name)
+        if node is None:
+            raise CommandError(f"Cannot find device='' nor node-name='{options.node_name}'")
+        return node
 
     def delete(self, export_id: str, mode: BlockExportRemoveMode) -> None:
         """Ask an export to end; it is gone when BLOCK_EXPORT_DELETED comes.
@@ -349,6 +359,7 @@ class BlockExports:
             needed=needed,
             shared=shared,
             is_writethrough=options.writethrough,
+            may_be_inactive=options.allow_inactive,
         )
         offered = [contexts.allocation(device)]
         if options.allocation_depth:

@@ -92,3 +92,4 @@ class NodeConfig:
     detect_zeroes: DetectZeroes = DetectZeroes.OFF
     cache: CacheMode = CacheMode()
     is_share_forced: bool = False
+    is_active: bool = True

@@ -40,6 +40,7 @@ class Device(Door):
         name: What commands call it, or "" for one that only its user knows.
         accounting: What its user did.
         is_writethrough: Every write returns only when it is on stable storage.
+        may_be_inactive: Its user goes on with a disk that is left to another process for a while.
         errors: What reacts to failed requests; without it, they are reported to the user.
     """
 
@@ -52,12 +53,15 @@ class Device(Door):
         needed: Permission = Permission.CONSISTENT_READ,
         shared: Permission = _ALL_BUT_RESIZE,
         is_writethrough: bool = False,
+        may_be_inactive: bool = False,
     ):
         """Attach to `node`; by default as a reader to whom the size must not change."""
         super().__init__()
         self.name = name
         self.accounting = Accounting()
         self.is_writethrough = is_writethrough
+        # Whoever uses a disk by its name knows when it is handed over.
+        self.may_be_inactive = may_be_inactive or bool(name)
         self.errors: ErrorHandler | None = None
         self._reads = self.accounting.read
         self._writes = self.accounting.write
@@ -262,7 +266,12 @@ class Device(Door):
 
     async def flush(self) -> None:
         """Bring all completed writes to stable storage."""
-        await self._run(self.accounting.flush, None, 0, 0, lambda node: node.flush())
+
+        def operation(node: Node) -> Coroutine[Any, Any, None]:
+            node.check_active()  # what could be flushed has been, and then it was handed over
+            return node.flush()
+
+        await self._run(self.accounting.flush, None, 0, 0, operation)
 
     async def cache(self, offset: int, length: int) -> None:
         """Bring the range into a cache, if there is one."""

@@ -178,6 +178,11 @@ class FileNode(DriverNode[FileOptions]):
             raise
         return _FileReopening(self, config, options, opened[0])
 
+    async def look_anew(self) -> None:
+        """Find the size, and know nothing of holes."""
+        await self._in_thread(self._storage.look_anew)
+        self._data_map = DataMap(self._storage.size)
+
     def swap(self, storage: FileStorage) -> FileStorage:
         """Go on with another storage of the same file; returns the one used before."""
         before = self._storage

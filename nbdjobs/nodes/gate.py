@@ -37,12 +37,14 @@ class Gate(ABC):
     Attributes:
         config: Options common to all drivers.
         limits: What one request of the driver can take.
+        is_active: Its image is not left to another process; else it can only be read.
         tracked: Requests in flight, where the node has to order overlapping ones.
         write_threshold: Where in the node a write has to end beyond to be reported, or 0.
     """
 
     def __init__(self, config: NodeConfig, limits: Limits):
         self.config = config
+        self.is_active = config.is_active
         self._heeds_flushes = not config.cache.is_no_flush
         self.tracked = TrackedRequests()
         self.write_threshold = 0
@@ -61,6 +63,16 @@ class Gate(ABC):
         self.config = config
         self._heeds_flushes = not config.cache.is_no_flush
         self._choose_gate()
+
+    def set_active(self, is_active: bool) -> None:
+        """Take changes or refuse them; no request may be in flight."""
+        self.is_active = is_active
+        self._choose_gate()
+
+    def check_active(self) -> None:
+        """Raise `NodeError` EPERM while the image is left to another process."""
+        if not self.is_active:
+            raise NodeError(errno.EPERM, "export is inactive")
 
     def set_limits(self, limits: Limits) -> None:
         """Take new limits, with maxima cut to whole units; no request may be in flight."""
@@ -84,6 +96,7 @@ class Gate(ABC):
         self._reads_pass = not needs_gate
         self._writes_pass = (
             not needs_gate
+            and self.is_active
             and not self.write_threshold
             and self.config.detect_zeroes is DetectZeroes.OFF
         )
@@ -144,6 +157,7 @@ class Gate(ABC):
             may_unmap: The range may become a hole, where the node's `discard` option allows.
             fast_only: Fail with ENOTSUP, changing nothing, unless this is faster than writing.
         """
+        self.check_active()
         if self.write_threshold:
             self._check_write_threshold(offset + length)
         fua = fua and self._heeds_flushes
@@ -170,6 +184,7 @@ class Gate(ABC):
 
         Ragged ends that the storage cannot discard keep their content.
         """
+        self.check_active()
         if not self.config.can_unmap:
             return
         limits = self.limits
@@ -262,6 +277,7 @@ class Gate(ABC):
             await self._pread(offset + begin, buffer[begin:end])
 
     async def _gated_pwrite(self, offset: int, data: memoryview, fua: bool) -> None:
+        self.check_active()
         length = len(data)
         detect = self.config.detect_zeroes
         if not length:

@@ -57,6 +57,9 @@ class Root(ABC):
     works_by_itself: ClassVar[bool] = False
     """Whether no guest is behind it, who would suffer while it is held."""
 
+    may_be_inactive = False
+    """Whether it can do without writing for a while (see `activity`)."""
+
     def __init__(self) -> None:
         self.edges: dict[str, Edge] = {}
 
@@ -91,6 +94,7 @@ class Edge:
         role: What the child is to the parent.
         needed: Permissions that the parent needs.
         shared: Permissions that it lets the child's other users have.
+        aside: Both as they will be once the node is active again; None while it is.
     """
 
     parent: Parent
@@ -99,6 +103,25 @@ class Edge:
     role: Role
     needed: Permission = permissions.NONE
     shared: Permission = permissions.ALL
+    aside: tuple[Permission, Permission] | None = None
+
+    @property
+    def may_be_put_aside(self) -> bool:
+        """Whether a root can do without its permissions for a while."""
+        if isinstance(self.parent, Node):
+            return False
+        return self.parent.may_be_inactive or not self.needed & permissions.CHANGES
+
+    def put_aside(self) -> None:
+        """Need nothing and share everything until `resume`."""
+        if self.aside is None:
+            self.aside = self.needed, self.shared
+            self.needed, self.shared = permissions.NONE, permissions.ALL
+
+    def resume(self) -> None:
+        """Need and share again what was put aside, if anything was."""
+        if self.aside is not None:
+            (self.needed, self.shared), self.aside = self.aside, None
 
     @property
     def is_primary(self) -> bool:
@@ -215,7 +238,10 @@ class Graph:
             raise CommandError(
                 f"Making '{node.name}' a {name} child of '{parent.name}' would create a cycle"
             )
+        check_activity(parent, name, node)
         edge = Edge(parent, name, node, role, needed, shared)
+        if not node.is_active and edge.may_be_put_aside:
+            edge.put_aside()
 
         def link() -> None:
             parent.edges[name] = edge
@@ -338,7 +364,9 @@ class Graph:
         needed, shared = cumulative_permissions(node)
         for edge in node.edges.values():
             edge.needed, edge.shared = node.child_permissions(edge, needed, shared)
-            if edge.node.config.is_share_forced:
+            if not node.is_active:
+                edge.needed &= ~permissions.CHANGES
+            if edge.node.config.is_share_forced or not node.is_active:
                 edge.shared = permissions.ALL
         return needed, shared
 
@@ -464,6 +492,14 @@ def top_down(nodes: Iterable[Node]) -> Iterator[Node]:
     for node in nodes:
         visit(node)
     return reversed(order)
+
+
+def check_activity(parent: Parent, name: str, node: Node) -> None:
+    """Refuse that an active node gets a child that it could not rely on, with `CommandError`."""
+    if isinstance(parent, Node) and parent.is_active and not node.is_active:
+        raise CommandError(
+            f"Inactive '{node.name}' can't be a {name} child of active '{parent.name}'"
+        )
 
 
 def repoint(edge: Edge, node: Node) -> None:

@@ -138,6 +138,9 @@ class Node(Gate):
 
         What it acquires here stays acquired until `apply_permissions` says what counts.
         """
+        if needed & permissions.CHANGES and not self.is_active:
+            words = permissions.describe(needed & permissions.CHANGES)
+            raise CommandError(f"Permission '{words}' unavailable on inactive node")
         if needed & permissions.WRITES and self.is_read_only:
             if self.was_writable:
                 raise CommandError(
@@ -220,6 +223,13 @@ class Node(Gate):
         """Wait until no request is in flight that the node sent by itself, for nobody above it.
 
         Comes while all above the node is held back, so that no new one begins.
+        """
+
+    async def look_anew(self) -> None:
+        """Forget what another process may have changed while the node was inactive.
+
+        Raises:
+            CommandError: What is there now cannot be used.
         """
 
     def storage_at(self, offset: int) -> tuple[Node, int]:

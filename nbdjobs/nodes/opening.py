@@ -31,6 +31,7 @@ class Defaults:
     is_direct: bool = False
     is_no_flush: bool = False
     discard: Discard = Discard.IGNORE
+    is_active: bool = True
 
 
 TOP_LEVEL: Final = Defaults()
@@ -123,6 +124,7 @@ def inherited(parent: NodeConfig) -> Defaults:
         is_direct=parent.cache.is_direct,
         is_no_flush=parent.cache.is_no_flush,
         discard=Discard.UNMAP,
+        is_active=parent.is_active,
     )
 
 
@@ -143,6 +145,7 @@ def complete(options: BlockdevOptions, defaults: Defaults) -> NodeConfig:
             is_no_flush=_given(cache.no_flush, defaults.is_no_flush),
         ),
         is_share_forced=_given(options.force_share, defaults.is_share_forced),
+        is_active=_given(options.active, defaults.is_active),
     )
     if config.is_share_forced and not config.is_read_only:
         raise CommandError("force-share=on can only be used with read-only images")

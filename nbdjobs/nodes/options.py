@@ -53,6 +53,7 @@ class BlockdevOptions:
     auto_read_only: bool | None = None
     force_share: bool | None = None
     detect_zeroes: DetectZeroes | None = None
+    active: bool | None = None
 
 
 BlockdevRef = Annotated[str | BlockdevOptions, Alternate("BlockdevRef")]

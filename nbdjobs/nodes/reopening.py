@@ -30,7 +30,15 @@ from nbdjobs.nodes import permissions
 from nbdjobs.nodes.config import NodeConfig
 from nbdjobs.nodes.device import Device
 from nbdjobs.nodes.driver import DriverNode, Reopening
-from nbdjobs.nodes.graph import Edge, Graph, Role, nodes_above, repoint, top_down
+from nbdjobs.nodes.graph import (
+    Edge,
+    Graph,
+    Role,
+    check_activity,
+    nodes_above,
+    repoint,
+    top_down,
+)
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.opening import TOP_LEVEL, Defaults, complete, inherited
 from nbdjobs.nodes.options import BlockdevOptions
@@ -47,6 +55,7 @@ _ALWAYS_MUTABLE: Final = frozenset(
         "read-only",
         "auto-read-only",
         "detect-zeroes",
+        "active",
     }
 )
 
@@ -254,6 +263,7 @@ class _ChildChange:
                 f"Making '{new.name}' a {self._name} child of '{self._parent.name}' would create"
                 " a cycle"
             )
+        check_activity(self._parent, self._name, new)
         if edge is None:
             edge = Edge(self._parent, self._name, new, self._role)
             self._parent.edges[self._name] = edge
@@ -293,6 +303,8 @@ def _check_unchanged(node: DriverNode[Any], options: BlockdevOptions) -> None:
         is_fixed = name not in _ALWAYS_MUTABLE and name not in node.mutable_options
         if name not in after and is_fixed and name.partition(".")[0] not in children:
             raise CommandError(f"Option '{name}' cannot be reset to its default value")
+    if after.get("active", node.is_active) != node.is_active:
+        raise _cannot_change("active")
     if after.get("node-name", node.name) != node.name:
         raise _cannot_change("node-name")
     for name, value in after.items():

@@ -103,6 +103,10 @@ class FileStorage:
             raise CommandError(f"Could not open '{self.path}': it is another file by now")
         return storage
 
+    def look_anew(self) -> None:
+        """Find the size that others have left; `CommandError` if that fails."""
+        self.size = self._find_size()
+
     def open_for_locks(self) -> int:
         """Another descriptor of the same file, whose description owns the image locks."""
         return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -25,6 +25,7 @@ IMAGES: Final = {
 #: bitmaps are those that QEMU copies by, and no user's.
 DROPPED: Final = frozenset(
     {
+        "active",
         "busy",
         "current-progress",
         "dirty-bitmaps",

@@ -25,6 +25,8 @@ from tests.qmp.schema_shape import Difference, differences
 #: What only nbdjobs has, and why. `*` stands for any part of a path.
 OURS: Final[Mapping[str, str]] = {
     "* arg*.driver.copy-before-write.min-cluster-size": "since QEMU 9.2",
+    "*.active": "since QEMU 10.0",
+    "block-export-add arg.allow-inactive": "since QEMU 10.0",
     "blockdev-backup arg.cbw-timeout": "since QEMU 7.1 only on the copy-before-write node",
     "blockdev-backup arg.on-cbw-error": "since QEMU 7.1 only on the copy-before-write node",
     "blockdev-backup arg.x-perf.min-cluster-size": "since QEMU 9.2",
@@ -39,6 +41,7 @@ OURS: Final[Mapping[str, str]] = {
 
 #: Commands and events that qemu-storage-daemon does not have, and where they are from.
 OURS_ALONE: Final[Mapping[str, str]] = {
+    "blockdev-set-active": "since QEMU 10.0",
     "block-latency-histogram-set": "QEMU's own, for the devices of guests",
     "block_set_io_throttle": "QEMU's own, for the devices of guests",
     "cont": "QEMU's own, for guests",

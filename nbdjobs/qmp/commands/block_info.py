@@ -88,6 +88,7 @@ class BlockDeviceInfo:
     group: str | None = None
     cache: BlockdevCacheInfo
     write_threshold: int = field(metadata=member("write_threshold"))
+    active: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +233,7 @@ def describe_node(node: Node, *, flat: bool = False) -> BlockDeviceInfo:
             writeback=cache.is_writeback, direct=cache.is_direct, no_flush=cache.is_no_flush
         ),
         write_threshold=_signed(node.write_threshold),
+        active=node.is_active,
     )
 
 
