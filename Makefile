@@ -7,6 +7,7 @@
 #   make test-container  builds the container image and tests it (Podman; as root)
 #   make lint       format, lint and types
 #   make bench      one table beside qemu-nbd, qemu-storage-daemon and nbdkit
+#   make man        manual pages in man/, from what --help says (a wheel made then has them)
 #   make clean      remove everything that make made
 
 VENV ?= .venv
@@ -16,7 +17,7 @@ BENCH_ARGS ?=
 SETUP := pyproject.toml scripts/make-venv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-container lint bench clean interop-tools
+.PHONY: help demo test test-unit test-container lint bench man clean interop-tools
 
 help:
 	@sed -n 's/^#   make/make/p' Makefile
@@ -57,6 +58,9 @@ bench: interop-tools
 	@$(MAKE) --no-print-directory $(VENV)/.ready-dev
 	$(PYTHON) -m benchmarks $(BENCH_ARGS)
 
+man: $(VENV)/.ready
+	$(PYTHON) scripts/make-man man
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf man $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
 from typing import Final
 
 from nbdjobs.cli.completion_scripts import SCRIPTS, Argument, Command, Option
 from nbdjobs.cli.daemon_options import USAGE
 from nbdjobs.cli.exits import ExitCode
 from nbdjobs.cli.main import DAEMON, whole_parser
+from nbdjobs.cli.parsers import arguments_of, help_of, name_of, options_of, subcommands
 
 #: What arguments are called whose values are paths.
 PATHS: Final = frozenset({"FILE", "IMAGE", "PATH", "TARGET"})
@@ -40,60 +40,36 @@ def run(arguments: argparse.Namespace) -> int:
 
 def commands(parser: argparse.ArgumentParser) -> list[Command]:
     """Read the subcommands out of the program's parser."""
-    subparsers = _subparsers(parser)
-    summaries = {
-        choice.dest: choice.help or ""
-        for choice in subparsers._get_subactions()  # where argparse itself takes its help from
-    }
-    parsers: Mapping[str, argparse.ArgumentParser] = subparsers.choices
     return [
         Command(
-            name=name,
-            summary=summaries[name],
-            options=_daemon_options() if name == DAEMON else _options(subparser),
-            arguments=_arguments(subparser),
+            name=each.name,
+            summary=each.summary,
+            options=_daemon_options() if each.name == DAEMON else _options(each.parser),
+            arguments=tuple(_value(action) for action in arguments_of(each.parser)),
         )
-        for name, subparser in parsers.items()
+        for each in subcommands(parser)
     ]
-
-
-def _subparsers(
-    parser: argparse.ArgumentParser,
-) -> argparse._SubParsersAction[argparse.ArgumentParser]:
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return action
-    raise AssertionError("the program has subcommands")
 
 
 def _options(parser: argparse.ArgumentParser) -> tuple[Option, ...]:
     return tuple(
         Option(
             names=tuple(action.option_strings),
-            summary=_help(action),
+            summary=help_of(action),
             value=_value(action) if action.nargs != 0 else None,
         )
-        for action in parser._actions
-        if action.option_strings
+        for action in options_of(parser)
     )
 
 
-def _arguments(parser: argparse.ArgumentParser) -> tuple[Argument, ...]:
-    return tuple(_value(action) for action in parser._actions if not action.option_strings)
-
-
 def _value(action: argparse.Action) -> Argument:
-    name = str(action.metavar or action.dest.upper())
+    name = name_of(action)
     return Argument(
         name=name,
         choices=tuple(str(choice) for choice in action.choices or ()),
         is_path=name in PATHS,
         is_repeated=action.nargs in ("*", "+"),
     )
-
-
-def _help(action: argparse.Action) -> str:
-    return (action.help or "").replace("%%", "%")
 
 
 def _daemon_options() -> tuple[Option, ...]:
