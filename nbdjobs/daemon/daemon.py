@@ -165,12 +165,14 @@ class Daemon:
             raise CommandError("Parameter 'size' expects a >0 size")
         if node.op_blockers.rules_out(BlockOp.RESIZE):
             raise CommandError(f"Device '{device or '(null)'}' is in use")
-        user = Device(self.graph, node, needed=Permission.RESIZE, shared=permissions.ALL)
-        try:
-            async with self.graph.drained(node):
-                await node.truncate(size)
-        finally:
-            await user.close()
+        async with self.graph.node_changes:
+            self.graph.check_present(node)
+            user = Device(self.graph, node, needed=Permission.RESIZE, shared=permissions.ALL)
+            try:
+                async with self.graph.drained(node):
+                    await node.truncate(size)
+            finally:
+                await user.close()
 
     def set_write_threshold(self, name: str, threshold: int) -> None:
         """Emit BLOCK_WRITE_THRESHOLD once, at the first write to a node beyond a place.
