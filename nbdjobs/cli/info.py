@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from nbdjobs.cli import arguments as common
+from nbdjobs.cli.client_view import ClientState
 from nbdjobs.cli.exits import ExitCode
 from nbdjobs.cli.job_table import JobWatch
 from nbdjobs.cli.jobs import UNLIMITED_WIDTH, look
@@ -65,14 +66,17 @@ async def ask(session: Session, watch: JobWatch | None = None) -> Overview:
         exports=exports,
         jobs=jobs,
         nodes=await session.nodes(),
-        edges=Edges.from_qmp(await _graph(session)),
+        edges=Edges.from_qmp(await _if_there(session, "x-debug-query-block-graph")),
+        clients=ClientState.from_qmp(
+            await _if_there(session, "query-status"), await session.execute("query-block")
+        ),
     )
 
 
-async def _graph(session: Session) -> Any:
-    """The edges, or None from a server that has no command for them."""
+async def _if_there(session: Session, command: str) -> Any:
+    """The answer to a command, or None from a server that does not have it."""
     try:
-        return await session.execute("x-debug-query-block-graph")
+        return await session.execute(command)
     except RefusedError as error:
         if error.error_class == ErrorClass.COMMAND_NOT_FOUND:
             return None

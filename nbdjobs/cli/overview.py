@@ -14,12 +14,13 @@ edges; then exports still lead to their nodes, and the other nodes stand side by
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from rich.text import Text
 from rich.tree import Tree
 
+from nbdjobs.cli.client_view import ClientState, ExportState
 from nbdjobs.cli.job_table import JobRow
 from nbdjobs.cli.session import BlockNode
 from nbdjobs.cli.units import format_size
@@ -76,6 +77,7 @@ class Overview:
         jobs: Its jobs.
         nodes: Its nodes by name.
         edges: Who uses which of them.
+        clients: What holds up its clients.
     """
 
     server: str
@@ -83,12 +85,14 @@ class Overview:
     jobs: Sequence[JobRow]
     nodes: Mapping[str, BlockNode]
     edges: Edges
+    clients: ClientState = field(default_factory=ClientState)
 
     def to_json(self) -> dict[str, object]:
         """Everything for programs."""
         return {
             "server": self.server,
-            "exports": [{**export} for export in self.exports],
+            "status": self.clients.status,
+            "exports": [self._export_json(export) for export in self.exports],
             "jobs": [
                 {
                     **job.to_json(),
@@ -104,6 +108,10 @@ class Overview:
                 for node in self.nodes.values()
             ],
         }
+
+    def _export_json(self, export: Mapping[str, Any]) -> dict[str, object]:
+        state = self.clients.export(export["id"])
+        return {**export, "io-status": state.io_status, "limits": {**state.limits}}
 
 
 def _node_json(node: BlockNode, children: Sequence[Child]) -> dict[str, object]:
@@ -139,9 +147,11 @@ class _Drawing:
         self._drawn: set[str] = set()
 
     def draw(self) -> Tree:
-        root = Tree(Text(self._overview.server))
+        clients = self._overview.clients
+        remark = clients.describe()
+        root = Tree(Text(f"{self._overview.server}{f' ({remark})' if remark else ''}"))
         for export in self._overview.exports:
-            branch = root.add(Text(_describe_export(export)))
+            branch = root.add(Text(_describe_export(export, clients.export(export["id"]))))
             self._add(branch, Child("", export["node-name"]))
         for job in self._overview.jobs:
             branch = root.add(Text(_describe_job(job)))
@@ -198,9 +208,12 @@ def _describe_node(node: BlockNode, *, is_leaf: bool) -> str:
     return ", ".join(parts)
 
 
-def _describe_export(export: Mapping[str, Any]) -> str:
-    ending = ", shutting down" if export["shutting-down"] else ""
-    return f"export {export['id']} ({export['type']}{ending})"
+def _describe_export(export: Mapping[str, Any], state: ExportState) -> str:
+    parts = [export["type"]]
+    if export["shutting-down"]:
+        parts.append("shutting down")
+    parts += state.describe(export["id"])
+    return f"export {export['id']} ({', '.join(parts)})"
 
 
 def _describe_job(job: JobRow) -> str:

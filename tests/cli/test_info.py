@@ -177,10 +177,31 @@ def test_a_running_backup_is_in_the_tree(
     assert text.count("disk0-file: file") == 1
 
 
+def test_what_holds_clients_up_is_in_the_tree(
+    operated: Operated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not operated.is_ours:
+        pytest.skip("qemu-storage-daemon neither stops clients nor limits them")
+    rates = dict.fromkeys(("bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0)
+    operated.execute("block_set_io_throttle", {"id": "export-disk0", "bps": MIB, **rates})
+    operated.execute("stop")
+    assert operated.run("info") == ExitCode.DONE
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.endswith(f" at {operated.socket} (clients are stopped)")
+    assert second == "└── export export-disk0 (nbd, at most 1.0 MiB/s)"
+    assert operated.run("info", "--json") == ExitCode.DONE
+    found = json.loads(capsys.readouterr().out)
+    assert found["status"] == "paused"
+    [export] = found["exports"]
+    assert export["limits"] == {"bps": MIB, "group": "export-disk0"}
+    assert export["io-status"] is None
+
+
 def test_programs_read_json(operated: Operated, capsys: pytest.CaptureFixture[str]) -> None:
     assert operated.run("info", "--json") == ExitCode.DONE
     found = json.loads(capsys.readouterr().out)
     assert found["jobs"] == []
+    assert found["status"] == ("running" if operated.is_ours else None)
     [export] = found["exports"]
     assert (export["id"], export["node-name"]) == ("export-disk0", "disk0")
     nodes = {each["node-name"]: each for each in found["nodes"]}
