@@ -73,10 +73,12 @@ class QCryptoSecretFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretProperties(ObjectOptions):
-    """A password or key, given in the option or in a file."""
+    """A password or key, given in the option or in a file, which may be encrypted by another."""
 
     loaded: bool | None = field(default=None, metadata=member(features=("deprecated",)))
     format: QCryptoSecretFormat = QCryptoSecretFormat.RAW
+    keyid: str | None = None
+    iv: str | None = None
     data: str | None = None
     file: str | None = None
 

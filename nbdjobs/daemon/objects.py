@@ -4,18 +4,14 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
-from nbdjobs.daemon import throttle_limits
+from nbdjobs.daemon import secret_loading, throttle_limits
 from nbdjobs.daemon.object_options import (
     IothreadProperties,
     ObjectOptions,
-    QCryptoSecretFormat,
     SecretProperties,
     ThrottleGroupProperties,
 )
@@ -32,12 +28,12 @@ class Objects:
     """All user-created objects by id.
 
     Args:
-        graph: Gets the throttle groups, where nodes look for them.
+        graph: Gets the throttle groups and the secrets, where nodes look for them.
     """
 
     def __init__(self, graph: Graph) -> None:
         self._objects: dict[str, ObjectOptions] = {}
-        self._secrets: dict[str, bytes] = {}
+        self._secrets = graph.secrets
         self._groups = graph.throttle_groups
 
     def __iter__(self) -> Iterator[ObjectOptions]:
@@ -56,15 +52,17 @@ class Objects:
             raise CommandError(
                 f"attempt to add duplicate property '{options.id}' to object (type 'container')"
             )
+        content = None
         match options:
             case SecretProperties():
-                self._secrets[options.id] = _load(options)
+                content = secret_loading.load(options, self._secrets)
             case ThrottleGroupProperties():
                 if options.id in self._groups:  # some device has it, without an object
                     raise CommandError("A group with this name already exists")
                 self._groups[options.id] = ThrottleGroup(_initial_config(options))
             case IothreadProperties():
                 options.check()
+        self._secrets.add(options.id, content)
         self._objects[options.id] = options
 
     def delete(self, name: str) -> None:
@@ -80,7 +78,7 @@ class Objects:
         if is_group and self._groups[name].is_used:
             raise CommandError(f"object '{name}' is in use, can not be deleted")
         del self._objects[name]
-        self._secrets.pop(name, None)
+        self._secrets.remove(name)
         if is_group:
             del self._groups[name]
 
@@ -99,12 +97,6 @@ class Objects:
         """Raise `CommandError` unless an iothread of that id exists."""
         if not isinstance(self._objects.get(name), IothreadProperties):
             raise CommandError(f'iothread "{name}" not found')
-
-    def secret(self, name: str) -> bytes:
-        """The content of a secret; `CommandError` if there is none of that id."""
-        if name not in self._secrets:
-            raise CommandError(f"No secret with id '{name}'")
-        return self._secrets[name]
 
     def limits(self, name: str) -> ThrottleConfig:
         """The limits of a throttle group that exists."""
@@ -127,29 +119,3 @@ def _initial_config(options: ThrottleGroupProperties) -> ThrottleConfig:
         config = throttle_limits.with_limits(config, options.limits)
     config.check()
     return config
-
-
-def _load(options: SecretProperties) -> bytes:
-    if options.data is not None and options.file is not None:
-        raise CommandError("'file' and 'data' are mutually exclusive")
-    if options.data is not None:
-        content = options.data.encode()
-    elif options.file is not None:
-        content = _read(options.file)
-    else:
-        raise CommandError("Either 'file' or 'data' must be provided")
-    if options.format is not QCryptoSecretFormat.BASE64:
-        return content
-    try:
-        return base64.b64decode(content, validate=True)
-    except binascii.Error as error:
-        raise CommandError("Base64 data contains invalid characters") from error
-
-
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise CommandError(
-            f"Unable to read {path}: Failed to open file “{path}”: {error.strerror}"
-        ) from error

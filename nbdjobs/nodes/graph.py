@@ -26,6 +26,7 @@ from nbdjobs.errors import CommandError
 from nbdjobs.nodes import permissions
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.permissions import Permission
+from nbdjobs.nodes.secrets import Secrets
 from nbdjobs.nodes.throttle_group import ThrottleGroup
 
 MAX_NAME: Final = 31
@@ -139,12 +140,14 @@ class Graph:
     Attributes:
         nodes: The nodes.
         throttle_groups: Limits that nodes share, by the names that their options have for them.
+        secrets: Passwords and keys, likewise.
         node_changes: Held by commands that change nodes as they are, one after the other.
     """
 
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
         self.throttle_groups: dict[str, ThrottleGroup] = {}
+        self.secrets = Secrets()
         self.node_changes = asyncio.Lock()
         self._drains: set[_Drain] = set()
         self._numbers = itertools.count()

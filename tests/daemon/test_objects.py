@@ -5,9 +5,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,16 +99,17 @@ def test_limits_that_change_keep_what_is_not_said() -> None:
 
 
 def test_an_id_is_taken_once_and_free_again_afterwards() -> None:
-    objects = Objects(Graph())
+    graph = Graph()
+    objects = Objects(graph)
     objects.add(options("iothread"))
     with pytest.raises(CommandError, match="attempt to add duplicate property 'x' to object"):
         objects.add(options("secret", data="s"))
     objects.delete("x")
     objects.add(options("secret", data="s"))
-    assert objects.secret("x") == b"s"
+    assert graph.secrets.find("x") == b"s"
     objects.delete("x")
     with pytest.raises(CommandError, match="No secret with id 'x'"):
-        objects.secret("x")
+        graph.secrets.find("x")
     with pytest.raises(CommandError, match="object 'x' not found"):
         objects.delete("x")
 
@@ -118,33 +117,6 @@ def test_an_id_is_taken_once_and_free_again_afterwards() -> None:
 def test_an_id_has_to_be_well_formed() -> None:
     with pytest.raises(CommandError, match="Parameter 'id' expects an identifier"):
         Objects(Graph()).add(options("iothread", "3x"))
-
-
-def test_a_secret_comes_from_text_or_a_file(tmp_path: Path) -> None:
-    (tmp_path / "secret").write_bytes(base64.b64encode(b"hidden"))
-    objects = Objects(Graph())
-    objects.add(options("secret", "a", data="plain"))
-    objects.add(options("secret", "b", file=str(tmp_path / "secret"), format="base64"))
-    assert (objects.secret("a"), objects.secret("b")) == (b"plain", b"hidden")
-
-
-@pytest.mark.parametrize(
-    ("properties", "refusal"),
-    [
-        ({}, "Either 'file' or 'data' must be provided"),
-        ({"data": "x", "file": "y"}, "'file' and 'data' are mutually exclusive"),
-        ({"data": "?", "format": "base64"}, "Base64 data contains invalid characters"),
-        (
-            {"file": "/nonexistent/x"},
-            "Unable to read /nonexistent/x: Failed to open file “/nonexistent/x”:"
-            " No such file or directory",
-        ),
-    ],
-)
-def test_bad_secrets_are_refused(properties: dict[str, object], refusal: str) -> None:
-    with pytest.raises(CommandError) as caught:
-        Objects(Graph()).add(options("secret", **properties))
-    assert caught.value.description == refusal
 
 
 def run_daemon(scenario: Callable[[Daemon], Awaitable[None]]) -> None:

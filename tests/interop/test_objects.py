@@ -19,8 +19,8 @@ from nbdjobs.qapi.visitor import visit
 from tests.interop.oracle import Oracle, Reply
 from tests.interop.same_answers import Ask, ours, theirs
 
-#: Properties that only the real program has: keys for encrypted secrets, and character devices.
-THEIRS: Final = frozenset({"chardevs", "iv", "keyid"})
+#: Properties that only the real program has: character devices.
+THEIRS: Final = frozenset({"chardevs"})
 
 BIG: Final = 10**15
 
@@ -160,6 +160,50 @@ SESSION: Final[list[Ask]] = [
 ]
 
 
+def secret(name: str, data: str, **properties: object) -> Ask:
+    return "object-add", {"qom-type": "secret", "id": name, "data": data, **properties}
+
+
+IV: Final = "AAAAAAAAAAAAAAAAAAAAAA=="
+KEY: Final = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+
+
+def encrypted(name: str, data: str, **properties: object) -> Ask:
+    return secret(name, data, **{"keyid": "key", "iv": IV, "format": "base64", **properties})
+
+
+SECRETS: Final[list[Ask]] = [
+    secret("key", KEY, format="base64"),
+    secret("short", "key"),
+    ("object-add", {"qom-type": "iothread", "id": "io"}),
+    secret("a", "x", iv="not looked at"),
+    encrypted("b", "kWhEh8NMNFbrTpAc74hKHg=="),
+    encrypted("c", ""),
+    encrypted("d", "RtzUVlVCi5rPamaENmpwJQ=="),
+    encrypted("d", "AAAA"),
+    encrypted("d", "x", format="raw"),
+    encrypted("d", "?"),
+    encrypted("d", "", iv="?"),
+    encrypted("d", "", iv="AAAA"),
+    encrypted("d", "", iv=""),
+    encrypted("d", "", keyid="nothing"),
+    encrypted("d", "", keyid="io"),
+    encrypted("d", "", keyid="short"),
+    secret("d", "x", keyid="key"),
+    secret("d", "x", keyid="short"),
+    secret("e", "x", file="y"),
+    secret("f", "a=b\nc", format="base64"),
+    secret("g", "AAAA ", format="base64"),
+    ("object-add", {"qom-type": "secret", "id": "h", "file": "/"}),
+    ("object-add", {"qom-type": "secret", "id": "h", "file": "/nothing"}),
+    qom_list("/objects"),
+    qom_list("b"),
+    *(qom_get("b", name) for name in ("keyid", "iv", "format", "loaded", "data")),
+    *(qom_get("key", name) for name in ("keyid", "iv")),
+    *map(delete, ("key", "b", "b")),
+]
+
+
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Oracle]:
     with Oracle(tmp_path_factory.mktemp("oracle"), capabilities=[]) as running:
@@ -188,6 +232,10 @@ def test_limits(oracle: Oracle, asked: Ask, tmp_path: Path) -> None:
 
 def test_a_session(oracle: Oracle, tmp_path: Path) -> None:
     assert_same(oracle, SESSION, tmp_path)
+
+
+def test_secrets(oracle: Oracle, tmp_path: Path) -> None:
+    assert_same(oracle, SECRETS, tmp_path)
 
 
 def test_a_command_line_option(tmp_path: Path) -> None:
