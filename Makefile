@@ -8,6 +8,7 @@
 #   make lint       format, lint and types
 #   make bench      one table beside qemu-nbd, qemu-storage-daemon and nbdkit
 #   make man        manual pages in man/, from what --help says (a wheel made then has them)
+#   make pictures   draws the manual's pictures again, from a real run
 #   make clean      remove everything that make made
 
 VENV ?= .venv
@@ -17,7 +18,7 @@ BENCH_ARGS ?=
 SETUP := pyproject.toml scripts/make-venv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-container lint bench man clean interop-tools
+.PHONY: help demo test test-unit test-container lint bench man pictures clean interop-tools
 
 help:
 	@sed -n 's/^#   make/make/p' Makefile
@@ -60,6 +61,9 @@ bench: interop-tools
 
 man: $(VENV)/.ready
 	$(PYTHON) scripts/make-man man
+
+pictures: $(VENV)/.ready
+	$(PYTHON) scripts/make-pictures docs/images
 
 clean:
 	rm -rf man $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

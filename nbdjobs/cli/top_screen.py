@@ -11,7 +11,8 @@ the graph of nodes
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -22,7 +23,10 @@ from nbdjobs.cli.overview import Overview
 from nbdjobs.cli.traffic import ExportRow, Flow
 from nbdjobs.cli.units import format_latency, format_rate
 
-NO_STATISTICS = "this server keeps no statistics of its exports"
+NO_STATISTICS: Final = "this server keeps no statistics of its exports"
+
+#: Root of the tree: the first line names the server already.
+GRAPH: Final = "GRAPH"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ def _parts(view: View, keys: str, selected: str | None, message: str) -> Iterato
         yield Text()
         yield job_table.table(view.overview.jobs, selected=selected)
     yield Text()
-    yield overview.draw(view.overview)
+    yield overview.draw(replace(view.overview, server=GRAPH))
 
 
 def _heading(server: str, keys: str) -> RenderableType:

@@ -23,6 +23,7 @@ from nbdjobs.qapi.types import event_name
 from nbdjobs.qmp.commands import EVENTS, REGISTRY
 
 ROOT = Path(nbdjobs.__file__).parent.parent
+PICTURES = sorted((ROOT / "docs" / "images").iterdir())
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -127,6 +128,13 @@ def test_the_manual_names_the_folders_there_are() -> None:
 def test_the_readme_names_the_subcommands_there_are() -> None:
     text = (ROOT / "README.md").read_text()
     assert all(f"`nbdjobs {name}`" in text or f"nbdjobs {name} " in text for name in SUBCOMMANDS)
+
+
+@pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.name)
+def test_pictures_say_nothing_of_where_they_were_made_and_load_nothing(path: Path) -> None:
+    text = path.read_text()
+    assert not re.search(r"/(tmp|home|root|work|run|usr)/|@font-face|url\([^#]|href", text)
+    assert any(path.name in page.read_text() for page in PAGES)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

@@ -77,7 +77,7 @@ def test_an_export_has_a_line_for_reads_and_one_for_writes() -> None:
         "disk 2 read 12,346 48 MiB/s 85 µs 1.2 ms 100 µs",
         "write 9 4.0 MiB/s 2.0 ms 3.0 s 2.5 ms",
         "",
-        "nbdjobs 1 at /q.sock",
+        "GRAPH",
         "└── export disk (nbd)",
         "└── disk: file, 1.0 MiB, /d.img",
     ]
