@@ -175,8 +175,9 @@ async def _live(path: Path, interval: float, console: Console) -> None:
                 while True:
                     screen.show(view)
                     chosen = await screen.wait_for_choice(interval)
-                    if chosen is not None:
-                        screen.message = await pause_or_resume(watch.session, chosen)
+                    screen.message = (
+                        "" if chosen is None else await pause_or_resume(watch.session, chosen)
+                    )
                     view = await watch.look()
 
 

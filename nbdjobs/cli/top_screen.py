@@ -56,16 +56,18 @@ def draw(
 
     Args:
         view: What was seen.
-        keys: What the keys do, for the first line.
+        keys: What the keys do, for the second line.
         selected: The job that keys act on.
-        message: What came of the last key.
+        message: What came of the last key, instead.
     """
     return Group(*_parts(view, keys, selected, message))
 
 
 def _parts(view: View, keys: str, selected: str | None, message: str) -> Iterator[RenderableType]:
-    yield _heading(view.overview.server, keys)
-    yield Text(message, style="yellow") if message else Text()
+    yield Text(view.overview.server, style="bold")
+    yield Text(message, style="yellow") if message else Text(keys, style="dim")
+    if message or keys:
+        yield Text()
     yield exports_table(view.exports)
     if view.exports and not view.has_statistics:
         yield Text(NO_STATISTICS, style="dim")
@@ -74,14 +76,6 @@ def _parts(view: View, keys: str, selected: str | None, message: str) -> Iterato
         yield job_table.table(view.overview.jobs, selected=selected)
     yield Text()
     yield overview.draw(replace(view.overview, server=GRAPH))
-
-
-def _heading(server: str, keys: str) -> RenderableType:
-    heading = Table.grid(expand=bool(keys))
-    heading.add_column(no_wrap=True, overflow="ellipsis")
-    heading.add_column(no_wrap=True, justify="right")
-    heading.add_row(Text(server, style="bold"), Text(keys, style="dim"))
-    return heading
 
 
 def exports_table(rows: Sequence[ExportRow]) -> RenderableType:
