@@ -58,19 +58,29 @@ class ReceiveBuffer:
         self._pool = pool
         self._is_retired = False
 
-    def unpin(self) -> None:
-        """Take note that a request does not use its payload any more."""
+    def unpin(self) -> int:
+        """Take note that a request does not use its payload any more.
+
+        Returns:
+            The bytes that this sets free: all, if it was retired and has no more pins.
+        """
         self.pins -= 1
         if self._is_retired and not self.pins:
             self._pool.give_back(self.view)
+            return self.capacity
+        return 0
 
-    def retire(self) -> None:
-        """Receive no more into it."""
-        if self._is_retired:
-            return
-        self._is_retired = True
-        if not self.pins:
-            self._pool.give_back(self.view)
+    def retire(self) -> int:
+        """Receive no more into it.
+
+        Returns:
+            The bytes that remain in use: all, if it has pins.
+        """
+        if not self._is_retired:
+            self._is_retired = True
+            if not self.pins:
+                self._pool.give_back(self.view)
+        return self.capacity if self.pins else 0
 
     def append(self, data: bytes | memoryview) -> None:
         """Copy bytes behind those present; the caller knows that they fit."""

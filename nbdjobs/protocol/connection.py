@@ -30,6 +30,7 @@ from nbdjobs.protocol.buffers import (
     receive_capacity,
 )
 from nbdjobs.protocol.export import Export
+from nbdjobs.protocol.memory import Budget
 from nbdjobs.protocol.negotiation import Chosen, Ended, Negotiation
 from nbdjobs.protocol.polling import TURN_NS, Polling
 from nbdjobs.protocol.sending import Memory, Piece, send, send_with_files, unread_from
@@ -54,6 +55,7 @@ class Connection(asyncio.BufferedProtocol):
         exports: What is on offer, by name.
         has_room: Whether one more client may attach to an export now.
         pool: Where large read buffers come from.
+        budget: What all clients may hold.
         polling: When to look for requests instead of sleeping.
         turns: How much is done for this client before it is everybody's turn.
         handshake_limit_s: Seconds until negotiation must be over.
@@ -68,6 +70,7 @@ class Connection(asyncio.BufferedProtocol):
         *,
         has_room: Callable[[Export], bool],
         pool: BufferPool,
+        budget: Budget,
         polling: Polling,
         turns: Turns,
         handshake_limit_s: float,
@@ -76,6 +79,7 @@ class Connection(asyncio.BufferedProtocol):
         use_writev: bool = True,
     ):
         self._pool = pool
+        self._budget = budget
         self._polling = polling
         self._turns = turns
         self._handshake_limit_s = handshake_limit_s
@@ -210,7 +214,8 @@ class Connection(asyncio.BufferedProtocol):
         """Stop: the client does not take its replies."""
         self._is_blocked = True
         if self._session is not None:
-            self._session.set_blocked(True)
+            assert self._transport is not None
+            self._session.set_blocked(True, self._transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         """Go on: everything is sent."""
@@ -227,6 +232,7 @@ class Connection(asyncio.BufferedProtocol):
         self._is_ending = True
         self._turns.left(self)
         if self._session is not None:
+            self._session.set_blocked(False)
             self._session.abandon()
         for timer in (self._handshake_timer, self._shrink_timer):
             if timer is not None:
@@ -312,6 +318,7 @@ class Connection(asyncio.BufferedProtocol):
         session = Session(
             chosen,
             pool=self._pool,
+            budget=self._budget,
             flush=self._flush,
             notify=self._pump_soon,
             unread_from=self._unread_from,
@@ -319,10 +326,9 @@ class Connection(asyncio.BufferedProtocol):
         session.set_blocked(self._is_blocked)
         self._session = session
         if len(unconsumed) > self._incoming.capacity:
-            self._incoming.retire()
-            capacity = receive_capacity(len(unconsumed), BASE_CAPACITY)
-            self._incoming = ReceiveBuffer(self._pool, capacity)
-        self._incoming.append(unconsumed)
+            self._receive_into(receive_capacity(len(unconsumed), BASE_CAPACITY), unconsumed)
+        else:
+            self._incoming.append(unconsumed)
 
     def _handshake_expired(self) -> None:
         _log.info("client disconnected: it did not finish negotiation in time")
@@ -365,10 +371,17 @@ class Connection(asyncio.BufferedProtocol):
         capacity = receive_capacity(needed, BASE_CAPACITY)
         if capacity > BASE_CAPACITY:
             self._grew()
-        new = ReceiveBuffer(self._pool, capacity)
-        new.append(old.view[old.start : old.end])
-        old.retire()
-        self._incoming = new
+        self._receive_into(capacity, old.view[old.start : old.end])
+
+    def _receive_into(self, capacity: int, data: bytes | memoryview = b"") -> None:
+        """Go on in another buffer; the one before is left to the requests that still use it."""
+        old, self._incoming = self._incoming, ReceiveBuffer(self._pool, capacity)
+        self._incoming.append(data)
+        still_used = old.retire()
+        if self._session is not None:
+            self._session.holdings.pinned += still_used
+            self._session.holdings.receiving = capacity - BASE_CAPACITY
+            self._session.update_held()
 
     def _grew(self) -> None:
         self._grew_lately = True
@@ -385,8 +398,7 @@ class Connection(asyncio.BufferedProtocol):
             self._grew()
             self._grew_lately = False
         else:
-            incoming.retire()
-            self._incoming = ReceiveBuffer(self._pool, BASE_CAPACITY)
+            self._receive_into(BASE_CAPACITY)
             self._receive_end = BASE_CAPACITY
 
     # Sending
@@ -450,6 +462,8 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.close()
             return
         self._incoming.retire()
+        if session is not None:
+            session.holdings.close()
         on_end, self._on_end = self._on_end, _ignore
         on_end(self)
 

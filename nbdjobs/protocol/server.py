@@ -15,6 +15,7 @@ from nbdjobs.protocol.buffers import BufferPool, CallLater
 from nbdjobs.protocol.connection import Connection
 from nbdjobs.protocol.export import Export
 from nbdjobs.protocol.listener import Listener, bind_tcp, bind_unix, prepare_client
+from nbdjobs.protocol.memory import Budget
 from nbdjobs.protocol.polling import Polling
 from nbdjobs.protocol.turns import Turns
 
@@ -60,6 +61,7 @@ class Server:
         self._on_unused = on_unused
         self._call_later: CallLater = call_later or self._loop.call_later
         self._pool = BufferPool(_POOL_BYTES, self._loop.call_later)
+        self._budget = Budget()
         self._polling = polling or Polling()
         self._turns = Turns()
         self._exports: dict[str, Export] = {}
@@ -229,6 +231,7 @@ class Server:
             self._exports,
             has_room=self.has_room,
             pool=self._pool,
+            budget=self._budget,
             polling=self._polling,
             turns=self._turns,
             handshake_limit_s=self._handshake_limit_s,

@@ -30,6 +30,7 @@ from nbdjobs.protocol.constants import (
     ReplyFlag,
 )
 from nbdjobs.protocol.export import Extent, MetaContext
+from nbdjobs.protocol.memory import Budget, Holdings
 from nbdjobs.protocol.messages import nbd_error, unpack_status_payload
 from nbdjobs.protocol.negotiation import Chosen
 from nbdjobs.protocol.replies import REPLIES
@@ -55,9 +56,6 @@ from nbdjobs.protocol.turns import CHANGE_COST, READ_COST, STATUS_COST
 
 MAX_REQUESTS: Final = 128
 """Suspended requests of one client; eight times what QEMU takes."""
-
-MAX_BYTES: Final = 64 * 1024 * 1024
-"""Payload bytes of suspended requests of one client: two of the largest."""
 
 FLUSH_BYTES: Final = 256 * 1024
 """Bytes of replies that leave without waiting for the end of the batch."""
@@ -93,6 +91,7 @@ class Session:
     Args:
         chosen: What the negotiation led to.
         pool: Where large read buffers come from.
+        budget: What all clients may hold.
         flush: Sends `out`; called in the middle of a large batch.
         notify: Called when a request that had to wait has put its reply into `out`, or has
             made room for further ones.
@@ -104,6 +103,7 @@ class Session:
         out_bytes: Payload bytes in `out`.
         has_file_ranges: Whether there are ranges of files in `out`.
         borrowed: Buffers of the pool in `out`, to be given back when sent.
+        holdings: Memory that is held for the client.
         is_held: Whether nothing new may begin now.
         spent: What the requests of this turn have cost (see `turns`).
         is_turn_over: Whether there may be whole requests that wait for the next turn.
@@ -118,6 +118,7 @@ class Session:
         chosen: Chosen,
         *,
         pool: BufferPool,
+        budget: Budget,
         flush: Callable[[], None],
         notify: Callable[[], None],
         unread_from: int = NEVER,
@@ -128,6 +129,7 @@ class Session:
         self.out_bytes = 0
         self.borrowed: list[memoryview] = []
         self.has_file_ranges = False
+        self.holdings = Holdings(budget, self._has_room_again)
         self.is_held = False
         self.spent = 0
         self.is_turn_over = False
@@ -144,7 +146,7 @@ class Session:
         self._unread_from = unread_from
         self._in_batch = False
         self._is_blocked = False
-        self._bytes_in_flight = 0
+        self._unsent = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._long_search = asyncio.Lock()
         self.needed = self._rules.layout.size
@@ -154,18 +156,30 @@ class Session:
         """How many requests are begun and not answered."""
         return len(self._tasks)
 
-    def set_blocked(self, is_blocked: bool) -> None:
-        """Say whether the client takes replies; while it does not, little more is begun."""
-        self._is_blocked = is_blocked
-        self._update_held()
+    def set_blocked(self, is_blocked: bool, unsent: int = 0) -> None:
+        """Say whether the client takes replies; while it does not, little more is begun.
 
-    def _update_held(self) -> None:
+        Args:
+            is_blocked: It does not.
+            unsent: Bytes of replies that have left `out` and that it has not taken.
+        """
+        self._is_blocked = is_blocked
+        self._unsent = unsent
+        self.update_held()
+
+    def update_held(self) -> None:
+        """Work out anew whether anything may begin; `holdings` or `out` have changed."""
         is_far_ahead = self.out_bytes >= AHEAD_BYTES or len(self.out) >= FLUSH_PIECES
+        self.holdings.unsent = self._unsent + self.out_bytes if self._is_blocked else 0
         self.is_held = (
-            (self._is_blocked and is_far_ahead)
+            self.holdings.recount()
+            or (self._is_blocked and is_far_ahead)
             or len(self._tasks) >= MAX_REQUESTS
-            or self._bytes_in_flight >= MAX_BYTES
         )
+
+    def _has_room_again(self) -> None:
+        self.update_held()
+        self._notify()
 
     def cancel(self) -> None:
         """Give up on requests in flight; `notify` is still called for each."""
@@ -249,7 +263,7 @@ class Session:
                 if self.out_bytes >= FLUSH_BYTES or len(self.out) >= FLUSH_PIECES:
                     self._flush()
                     if self._is_blocked:
-                        self._update_held()
+                        self.update_held()
         finally:
             self._in_batch = False
             buffer.start = position
@@ -315,15 +329,16 @@ class Session:
         """Count a request that had to wait, with `cost` bytes of payload, until it ends."""
         self._pool.keep_scratch()
         buffer.pins += 1
-        self._bytes_in_flight += cost
+        holdings = self.holdings
+        holdings.waiting += cost
         self._tasks.add(task)
-        self._update_held()
+        self.update_held()
 
         def ended(task: asyncio.Task[None]) -> None:
-            buffer.unpin()
-            self._bytes_in_flight -= cost
+            holdings.pinned -= buffer.unpin()
+            holdings.waiting -= cost
             self._tasks.discard(task)
-            self._update_held()
+            self.update_held()
             if not task.cancelled() and (error := task.exception()) is not None:
                 self._refuse_failed(cookie, offset, error)
             self._notify()

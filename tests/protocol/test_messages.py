@@ -16,6 +16,7 @@ from nbdjobs.errors import ProtocolError
 from nbdjobs.protocol.buffers import BufferPool, ReceiveBuffer
 from nbdjobs.protocol.constants import HandshakeFlag, HeaderStyle, NbdError, OptionReplyType
 from nbdjobs.protocol.export import Export, MetaContext
+from nbdjobs.protocol.memory import Budget
 from nbdjobs.protocol.messages import (
     ExportQuery,
     Greeting,
@@ -169,7 +170,11 @@ def test_any_bytes_are_requests_or_a_protocol_error(
         export = Export(name="", backend=disk, is_writable=True, contexts=tuple(contexts.values()))
         pool = BufferPool(0)
         session = Session(
-            Chosen(export, style, contexts), pool=pool, flush=lambda: None, notify=lambda: None
+            Chosen(export, style, contexts),
+            pool=pool,
+            budget=Budget(),
+            flush=lambda: None,
+            notify=lambda: None,
         )
         buffer = ReceiveBuffer(BufferPool(0), 65536)
         for piece in pieces:

@@ -17,6 +17,7 @@ import uvloop
 from nbdjobs.protocol.buffers import BufferPool, ReceiveBuffer
 from nbdjobs.protocol.constants import REQUEST_MAGIC, Command, CommandFlag, HeaderStyle
 from nbdjobs.protocol.export import Export, Extent
+from nbdjobs.protocol.memory import Budget
 from nbdjobs.protocol.negotiation import Chosen
 from nbdjobs.protocol.session import EXTENTS_AT_ONCE, Session
 from nbdjobs.protocol.turns import (
@@ -111,6 +112,7 @@ def test_what_does_not_fit_into_a_turn_waits_for_the_next() -> None:
         session = Session(
             Chosen(Export(name="", backend=disk), HeaderStyle.SIMPLE, {}),
             pool=BufferPool(0),
+            budget=Budget(),
             flush=lambda: None,
             notify=lambda: None,
         )
@@ -139,6 +141,7 @@ def test_a_turn_goes_on_when_more_bytes_come_within_it() -> None:
         session = Session(
             Chosen(Export(name="", backend=MemoryDisk()), HeaderStyle.SIMPLE, {}),
             pool=BufferPool(0),
+            budget=Budget(),
             flush=lambda: None,
             notify=lambda: None,
         )
