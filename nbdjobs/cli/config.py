@@ -105,7 +105,13 @@ class Config:
 
 SECTIONS: Final = tuple(each.name.replace("_", "-") for each in fields(Config))
 
-EXPORT_REFUSED: Final = {"type": "every export is one for NBD", "id": _NAMED}
+_NO_THREADS: Final = "one event loop serves all"
+EXPORT_REFUSED: Final = {
+    "type": "every export is one for NBD",
+    "id": _NAMED,
+    "iothread": _NO_THREADS,
+    "fixed-iothread": _NO_THREADS,
+}
 NODE_REFUSED: Final = {"node-name": _NAMED}
 SECRET_REFUSED: Final = {"data": "secrets are read from files, expected 'file'"}
 

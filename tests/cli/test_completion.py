@@ -78,6 +78,7 @@ def test_values_of_options_are_offered(bash: Path) -> None:
 def test_paths_are_offered_where_paths_are_meant(bash: Path) -> None:
     assert completed(bash, "serve", "d") == ["data", "disk one.img"]
     assert completed(bash, "jobs", "--qmp", "d") == ["data", "disk one.img"]
+    assert completed(bash, "serve", "--config", "d") == ["data", "disk one.img"]
     assert completed(bash, "pause", "d") == []
 
 

@@ -248,6 +248,38 @@ def test_a_passed_socket_and_an_address_are_too_much(image: Path, tmp_path: Path
     assert "expected neither --tcp nor --socket beside it" in said
 
 
+def config(image: Path, *lines: str) -> str:
+    """The path of a configuration file for the image."""
+    path = image.parent / "disks.toml"
+    node = f'nodes.disk = {{ driver = "file", filename = "{image.name}" }}'
+    path.write_text("\n".join((*lines, node, 'exports.disk = { node-name = "disk" }')))
+    return str(path)
+
+
+def test_a_configuration_file_without_an_address_takes_the_passed_socket(
+    image: Path, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        service = Service(stack, listener, tmp_path, "serve", "--config", config(image))
+        assert service.told() == "READY=1"
+        with socket.create_connection(listener.getsockname(), PATIENCE_S) as client:
+            assert negotiate(client, "disk") == MIB
+        service.end()
+
+
+def test_a_passed_socket_and_an_address_in_the_file_are_too_much(
+    image: Path, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        words = ("serve", "--config", config(image, "nbd.tcp = 10809"))
+        service = Service(stack, listener, tmp_path, *words)
+        _, said = service.process.communicate(timeout=PATIENCE_S)
+    assert service.process.returncode == 1
+    assert "nbd: the service manager passed a socket: expected neither tcp nor socket" in said
+
+
 def test_the_environment_asks_for_a_pid_as_decimal() -> None:
     # What systemd writes is compared as text: " 42" or "0x2a" are not ours.
     for pid in (" 42", "0x2a", "042"):
