@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from nbdjobs.daemon.exports import BlockExports
 from nbdjobs.daemon.objects import Objects
 from nbdjobs.daemon.run_state import RunControl
+from nbdjobs.daemon.side_requests import SideRequests
 from nbdjobs.errors import CommandError, ErrorClass, NbdJobsError
 from nbdjobs.jobs.block_job import BlockJob
 from nbdjobs.jobs.collection import Jobs
@@ -48,6 +49,7 @@ class Daemon:
         run: Whether clients are served.
         exports: The NBD server and what it offers.
         jobs: All jobs.
+        side_requests: Requests that commands began and did not wait for.
     """
 
     def __init__(self) -> None:
@@ -59,6 +61,7 @@ class Daemon:
         self.run = RunControl(self.all_devices, self.emit)
         self.exports = BlockExports(self.graph, self.objects, self.run, self.emit)
         self.jobs = Jobs(self.emit)
+        self.side_requests = SideRequests()
 
     # Events and the end
 
@@ -93,6 +96,7 @@ class Daemon:
         for device in list(self.devices.values()):
             await device.close()
         self.devices.clear()
+        await self.side_requests.close()
         for node in list(self.graph.nodes.values()):
             await self._flush(node)
         for node in list(self.graph.nodes.values()):

@@ -43,6 +43,7 @@ OURS: Final[Mapping[str, str]] = {
 OURS_ALONE: Final[Mapping[str, str]] = {
     "blockdev-set-active": "since QEMU 10.0",
     "block-latency-histogram-set": "QEMU's own, for the devices of guests",
+    "human-monitor-command": "QEMU's own, like all of its human monitor",
     "block_set_io_throttle": "QEMU's own, for the devices of guests",
     "cont": "QEMU's own, for guests",
     "query-status": "QEMU's own, for guests",

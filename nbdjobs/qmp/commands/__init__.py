@@ -17,6 +17,7 @@ from nbdjobs.qmp.commands import (
     core,
     exports,
     graph,
+    human_monitor,
     io_throttle,
     jobs,
     latency,
@@ -39,6 +40,7 @@ GROUPS: Final[tuple[ModuleType, ...]] = (
     objects,
     backup,
     jobs,
+    human_monitor,
 )
 
 EVENTS: Final[tuple[type, ...]] = (

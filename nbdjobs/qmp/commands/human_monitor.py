@@ -1,0 +1,31 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""The command that runs a line of the human monitor.
+
+Source: QEMU qapi/misc.json.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nbdjobs.daemon.daemon import Daemon
+from nbdjobs.errors import CommandError
+from nbdjobs.qmp.commands.human.monitor import run_monitor_line
+from nbdjobs.qmp.registry import command
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HumanMonitorCommand:
+    """Arguments of human-monitor-command; there are no processors to choose from."""
+
+    command_line: str
+    cpu_index: int | None = None
+
+
+@command("human-monitor-command", features=("savevm-monitor-nodes",))
+async def human_monitor_command(daemon: Daemon, arguments: HumanMonitorCommand) -> str:
+    """Run a line, and answer with all that the monitor would print."""
+    if arguments.cpu_index is not None:
+        raise CommandError("Parameter 'cpu-index' expects a CPU number")
+    return await run_monitor_line(daemon, arguments.command_line)
