@@ -56,6 +56,7 @@ class Daemon:
         self._listeners: list[Callable[[object], None]] = []
         self._is_asked_to_quit = asyncio.Event()
         self.graph = Graph()
+        self.graph.on_event = self.emit
         self.devices: dict[str, Device] = {}
         self.objects = Objects(self.graph)
         self.run = RunControl(self.all_devices, self.emit)

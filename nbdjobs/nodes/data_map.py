@@ -31,6 +31,15 @@ class DataMap:
         self._bits = bitarray(round_up(size, self.granule) >> self._shift)
         self._bits.setall(0)
 
+    def grow(self, size: int) -> None:
+        """Go on with a larger disk; when that takes coarser granules, all is forgotten."""
+        if size > self.granule * MAX_BITS:
+            self.__init__(2 * size)  # type: ignore[misc]  # it becomes a new one
+            return
+        more = (round_up(size, self.granule) >> self._shift) - len(self._bits)
+        self._bits.extend([0] * max(more, 0))
+        self._size = size
+
     def knows(self, offset: int, length: int) -> bool:
         """Whether the range, at least 1 byte, is known to be all data."""
         first = offset >> self._shift

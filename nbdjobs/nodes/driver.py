@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -74,6 +74,26 @@ class DriverNode(Node, Generic[OptionsT]):
 
         Raises:
             CommandError: It is not there, in QEMU's words.
+        """
+
+    async def load(self) -> Sequence[ChildReference]:
+        """Read what the storage says of itself, once the children in the options are attached.
+
+        The node is in no graph yet; nobody else can change what it reads.
+
+        Returns:
+            Children that the storage names, to be opened and attached now.
+
+        Raises:
+            CommandError: It cannot be opened, in QEMU's words.
+        """
+        return ()
+
+    async def start(self) -> None:
+        """Make the storage ready for requests, once all children are attached.
+
+        Raises:
+            CommandError: It cannot be opened, in QEMU's words.
         """
 
     def attached(self) -> None:

@@ -13,6 +13,7 @@ from nbdjobs.nodes.driver import AnyDriver
 from nbdjobs.nodes.file import FileNode
 from nbdjobs.nodes.host_device import HostDeviceNode
 from nbdjobs.nodes.null import NullAioNode, NullCoNode
+from nbdjobs.nodes.qcow2.node import Qcow2Node
 from nbdjobs.nodes.raw import RawNode
 from nbdjobs.nodes.snapshot_access import SnapshotAccess
 from nbdjobs.nodes.throttle import ThrottleNode
@@ -26,6 +27,7 @@ DRIVERS: Final[Mapping[str, AnyDriver]] = {
         HostDeviceNode,
         NullAioNode,
         NullCoNode,
+        Qcow2Node,
         RawNode,
         SnapshotAccess,
         ThrottleNode,

@@ -329,6 +329,8 @@ class FileNode(DriverNode[FileOptions]):
             if done < length:
                 await self._in_thread(partial(self._storage.write, offset + done, data[done:]))
         self._flusher.wrote()
+        if offset + length > self._storage.size:
+            self._grew(offset + length)
         if length >= self._data_map.granule:
             self._data_map.add(offset, offset + length)
         if fua:
@@ -341,6 +343,11 @@ class FileNode(DriverNode[FileOptions]):
         await self._punch(zero, offset, length)
         if fua:
             await self.flush()
+
+    def _grew(self, end: int) -> None:
+        """Take note of a write beyond the end, as formats do; a device would have refused it."""
+        self._storage.grew(end)
+        self._data_map.grow(self._storage.size)
 
     async def _pdiscard(self, offset: int, length: int) -> None:
         stats = self.discard_stats

@@ -141,6 +141,7 @@ class Graph:
         nodes: The nodes.
         throttle_groups: Limits that nodes share, by the names that their options have for them.
         secrets: Passwords and keys, likewise.
+        on_event: Told of what users have to know of a node, as dataclasses under `@event`.
         node_changes: Held by commands that change nodes as they are, one after the other.
     """
 
@@ -148,6 +149,7 @@ class Graph:
         self.nodes: dict[str, Node] = {}
         self.throttle_groups: dict[str, ThrottleGroup] = {}
         self.secrets = Secrets()
+        self.on_event: Callable[[object], None] = lambda event: None
         self.node_changes = asyncio.Lock()
         self._drains: set[_Drain] = set()
         self._numbers = itertools.count()

@@ -10,13 +10,17 @@ Source: QEMU `block.c` (bdrv_inherited_options and bdrv_open_common) for what is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes.config import CacheMode, DetectZeroes, NodeConfig
+from nbdjobs.nodes.driver import ChildReference, DriverNode
 from nbdjobs.nodes.drivers import DRIVERS
-from nbdjobs.nodes.graph import Graph
+from nbdjobs.nodes.graph import Graph, Role
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.options import BlockdevOptions, CacheOptions, Discard
 
@@ -35,6 +39,9 @@ class Defaults:
 
 
 TOP_LEVEL: Final = Defaults()
+
+MAX_CHAIN: Final = 200
+"""Images above each other; a longer chain is a mistake or an attack."""
 
 
 async def open_node(graph: Graph, options: BlockdevOptions) -> Node:
@@ -64,6 +71,7 @@ class _Opening:
         self._graph = graph
         self._opened: list[Node] = []
         self._names: set[str] = set()
+        self._chain: list[str] = []
 
     async def undo(self) -> None:
         """Close everything opened so far, parents first."""
@@ -75,26 +83,60 @@ class _Opening:
         name = self._claim_name(options.node_name)
         driver = DRIVERS[options.driver]
         references = driver.children_of(options)
-        children = {
-            child.name: await self._open_child(child.reference, config) for child in references
-        }
+        children = {child.name: await self._open_child(child, config) for child in references}
         node = await driver.open(name, config, options, children)
         node.given = options
-        try:  # another command may have been faster
-            for used in children.values():
-                self._graph.check_present(used)
+        try:
             node.bind(self._graph)
+            self._attach(node, references, children)
+            await self._load(node, config)
             self._graph.add(node)
-        except CommandError:
-            await node.close()
+        except BaseException:
+            await self._abandon(node)
             raise
         self._opened.append(node)
+        node.attached()
+        return node
+
+    def _attach(
+        self, node: Node, references: Iterable[ChildReference], children: Mapping[str, Node]
+    ) -> None:
+        # Another command may have been faster.
+        for child in references:
+            self._graph.check_present(children[child.name])
         for child in references:
             if isinstance(child.reference, BlockdevOptions):
                 children[child.name].inline_parent = node
             self._graph.attach(node, child.name, children[child.name], child.role)
-        node.attached()
-        return node
+
+    async def _load(self, node: DriverNode[Any], config: NodeConfig) -> None:
+        """Open what the node finds named in its storage, and get it going."""
+        references = await node.load()
+        with self._in_chain(node):
+            children = {child.name: await self._open_child(child, config) for child in references}
+        self._attach(node, references, children)
+        await node.start()
+
+    @contextmanager
+    def _in_chain(self, node: Node) -> Iterator[None]:
+        """While inside, backing files that would lead back to the node are refused."""
+        name = os.path.realpath(node.filename) if node.has_plain_filename else ""
+        if name and name in self._chain:
+            raise CommandError(f"'{node.filename}' is in its own chain of backing files")
+        if len(self._chain) >= MAX_CHAIN:
+            raise CommandError(f"A chain of backing files has more than {MAX_CHAIN} images")
+        self._chain.append(name)
+        try:
+            yield
+        finally:
+            self._chain.pop()
+
+    async def _abandon(self, node: Node) -> None:
+        """Close a node that did not come so far as to be in the graph."""
+        async with AsyncExitStack() as then:
+            for edge in reversed(node.edges.values()):
+                then.callback(self._graph.detach, edge)
+            await node.close()
 
     def _claim_name(self, wanted: str | None) -> str:
         name = self._graph.new_name(wanted)
@@ -103,9 +145,19 @@ class _Opening:
         self._names.add(name)
         return name
 
-    async def _open_child(self, reference: str | BlockdevOptions, parent: NodeConfig) -> Node:
+    async def _open_child(self, child: ChildReference, parent: NodeConfig) -> Node:
+        if child.role is not Role.BACKING:
+            return await self._find_or_open(child.reference, inherited(parent))
+        try:
+            # Whatever its users do, what is below an image is only read.
+            defaults = replace(inherited(parent), is_read_only=True, is_auto_read_only=False)
+            return await self._find_or_open(child.reference, defaults)
+        except CommandError as error:
+            raise CommandError(f"Could not open backing file: {error}") from error
+
+    async def _find_or_open(self, reference: str | BlockdevOptions, defaults: Defaults) -> Node:
         if isinstance(reference, BlockdevOptions):
-            return await self.open(reference, inherited(parent))
+            return await self.open(reference, defaults)
         node = self._graph.nodes.get(reference)
         if node is None:
             raise CommandError(f"Cannot find device='{reference}' nor node-name='{reference}'")

@@ -46,6 +46,9 @@ class Residency:
     """The part of one file that is in the page cache.
 
     The file is mapped, but no page of the mapping is ever touched, so it takes no memory.
+
+    Attributes:
+        size: Bytes mapped.
     """
 
     def __init__(self, fd: int, size: int):
@@ -55,7 +58,7 @@ class Residency:
             fd: Descriptor of the file, not needed afterwards.
             size: Bytes of the file, at least as many as it has.
         """
-        self._size = size
+        self.size = size
         self._address: int | None = None
         if 0 < size <= _MAX_MAPPED and _may_tell(fd):
             address = _mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
@@ -63,7 +66,7 @@ class Residency:
 
     def covers(self, offset: int, length: int) -> bool:
         """Whether the whole range, of at most 32 MiB, is in the page cache and in the file."""
-        if self._address is None or offset + length > self._size:
+        if self._address is None or offset + length > self.size:
             return False
         first = offset & -_PAGE
         pages = (offset + length - first + _PAGE - 1) // _PAGE
@@ -74,7 +77,7 @@ class Residency:
     def close(self) -> None:
         """Forget the file."""
         if self._address is not None:
-            _munmap(self._address, self._size)
+            _munmap(self._address, self.size)
             self._address = None
 
 

@@ -218,7 +218,17 @@ class FileStorage:
 
     def is_cached(self, offset: int, length: int) -> bool:
         """Whether the page cache has all of a range, so that nobody waits for the storage."""
-        return self._residency.covers(offset, length)
+        is_in_file = offset + length <= (self._length or self.size)
+        return is_in_file and self._residency.covers(offset, length)
+
+    def grew(self, end: int) -> None:
+        """Take note that a write has made a file longer."""
+        self._length = end
+        self.size = round_up(end, SECTOR)
+        if end > self._residency.size and not self.is_direct:
+            # More than is needed now, so that this does not come again soon.
+            self._residency.close()
+            self._residency = Residency(self.fd, 2 * end)
 
     def _find_residency(self) -> Residency:
         if self.is_direct:

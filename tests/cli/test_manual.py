@@ -103,8 +103,8 @@ def test_the_manual_names_the_keys_of_each_driver() -> None:
     for row in section("nodes.NAME").partition("| driver |")[2].splitlines()[2:]:
         if row.startswith("| `"):
             _, drivers, own, _ = row.split("|")
-            found = set(re.findall(r"`([a-z-]+)`", own))
-            for driver in re.findall(r"`([a-z_-]+)`", drivers):
+            found = set(re.findall(r"`([a-z0-9-]+)`", own))
+            for driver in re.findall(r"`([a-z0-9_-]+)`", drivers):
                 listed[driver] = keys["file"] if found == {"file"} and "those" in own else found
     assert listed == keys
 
@@ -116,7 +116,7 @@ def test_the_manual_names_the_commands_and_events_there_are() -> None:
 
 def test_the_manual_names_the_drivers_there_are() -> None:
     listed = page("qmp.md").split("Node drivers:")[1].split("\n\n")[0]
-    assert set(re.findall(r"`([a-z_-]+)`", listed)) - {"offset", "size"} == set(DRIVERS)
+    assert set(re.findall(r"`([a-z0-9_-]+)`", listed)) - {"offset", "size"} == set(DRIVERS)
 
 
 def test_the_manual_names_the_folders_there_are() -> None:

@@ -8,6 +8,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,8 @@ from nbdjobs.nodes.null import NullOptions
 from nbdjobs.nodes.opening import open_node
 from nbdjobs.nodes.options import BlockdevOptions, CacheOptions, Discard
 from nbdjobs.nodes.permissions import Permission
+from nbdjobs.nodes.qcow2.create import CreateOptions, empty_image
+from nbdjobs.nodes.qcow2.options import Qcow2Options
 from nbdjobs.nodes.raw import RawOptions
 from nbdjobs.nodes.status import Status
 from nbdjobs.nodes.throttle import ThrottleOptions
@@ -38,6 +41,14 @@ SIZE: Final = 256 * 1024
 WRITER: Final = Permission.CONSISTENT_READ | Permission.WRITE
 SHARED: Final = permissions.ALL & ~Permission.RESIZE
 LIMITS: Final = "limits"
+
+QCOW2: Final = {
+    "qcow2": CreateOptions(size=SIZE),
+    "qcow2 with small clusters": CreateOptions(size=SIZE, cluster_size=512, refcount_bits=1),
+    "qcow2 with subclusters": CreateOptions(size=SIZE, cluster_size=16384, is_extended=True),
+    "qcow2 of version 2": CreateOptions(size=SIZE, version=2, cluster_size=4096),
+    "qcow2 with late refcounts": CreateOptions(size=SIZE, is_lazy=True),
+}
 
 Factory = Callable[[Path], BlockdevOptions]
 
@@ -97,6 +108,15 @@ def _blkdebug(image: Path) -> BlkdebugOptions:
     )
 
 
+def _qcow2(image: Path) -> Qcow2Options:
+    return Qcow2Options(
+        driver="qcow2",
+        node_name="disk",
+        discard=Discard.UNMAP,
+        file=FileOptions(driver="file", filename=str(image)),
+    )
+
+
 def _throttle(image: Path) -> ThrottleOptions:
     return ThrottleOptions(
         driver="throttle",
@@ -130,6 +150,7 @@ FACTORIES: Final[dict[str, tuple[str, Factory]]] = {
     "raw": ("raw", _raw),
     "raw with offset and size": ("raw", _window),
     "blkdebug with limits": ("blkdebug", _blkdebug),
+    **dict.fromkeys(QCOW2, ("qcow2", _qcow2)),
     "throttle": ("throttle", _throttle),
     "copy-before-write": ("copy-before-write", _copy_before_write),
     "null-co": ("null-co", _null("null-co")),
@@ -158,8 +179,9 @@ operations = st.lists(
 def storage_for(name: str, folder: Path, *, size: int = SIZE) -> Iterator[Path]:
     """A file or device with no content but zeroes, as the driver needs it."""
     image = folder / "disk.img"
-    image.write_bytes(b"")
-    os.truncate(image, size)
+    image.write_bytes(empty_image(replace(QCOW2[name], size=size)) if name in QCOW2 else b"")
+    if name not in QCOW2:
+        os.truncate(image, size)
     if FACTORIES[name][0] != "host_device":
         yield image
         return

@@ -12,6 +12,7 @@ from nbdjobs.daemon.exports import BlockExportDeleted
 from nbdjobs.daemon.run_state import Resume, Stop
 from nbdjobs.jobs import events as job_events
 from nbdjobs.nodes.device_errors import BlockIoError
+from nbdjobs.nodes.qcow2.event import BlockImageCorrupted
 from nbdjobs.qmp.commands import (
     backup,
     core,
@@ -47,6 +48,7 @@ EVENTS: Final[tuple[type, ...]] = (
     *job_events.EVENTS,
     BlockIoError,
     BlockExportDeleted,
+    BlockImageCorrupted,
     BlockWriteThreshold,
     Stop,
     Resume,

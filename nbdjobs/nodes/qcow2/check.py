@@ -1,0 +1,386 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""The consistency check: what refers to each cluster is compared with its refcount.
+
+Memory is bounded: references are counted for a window of the file at a time, and there are as
+many walks through the tables as the file has windows; images up to half a terabyte (with
+clusters of 64 KiB) take one.
+
+Nobody else may use the image meanwhile. What is repaired are refcounts, and the flags that
+follow from them; the mapping itself is never touched, since which of two entries is wrong, nobody
+can tell.
+
+Source: QEMU `block/qcow2-refcount.c` for what counts as what; `qemu-img check` for the numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from nbdjobs.errors import NodeError
+from nbdjobs.nodes.qcow2.constants import (
+    COMPRESSED,
+    COPIED,
+    ENTRY_SIZE,
+    OFFSET_MASK,
+    REFCOUNT_OFFSET_MASK,
+    Incompatible,
+)
+from nbdjobs.nodes.qcow2.errors import CorruptionError
+from nbdjobs.nodes.qcow2.files import Files, bytes_of
+from nbdjobs.nodes.qcow2.geometry import Geometry
+from nbdjobs.nodes.qcow2.header_file import HeaderFile
+from nbdjobs.nodes.qcow2.mapping import Words
+from nbdjobs.nodes.qcow2.overlap import MetadataMap
+from nbdjobs.nodes.qcow2.reclaim import Reclaim
+from nbdjobs.nodes.qcow2.refcounts import Refcounts
+from nbdjobs.nodes.qcow2.references import L2Table, Reference, References
+from nbdjobs.nodes.qcow2.snapshots import Snapshot
+
+logger = logging.getLogger(__name__)
+
+WINDOW: Final = 8 * 1024 * 1024
+"""Clusters whose references are counted at a time, four bytes for each."""
+
+_MOST_MESSAGES: Final = 1000
+_BLOCKS: Final = 64
+
+
+class Fix(Enum):
+    """What to repair."""
+
+    NOTHING = "nothing"
+    LEAKS = "leaks"
+    """Clusters that are counted and that nothing refers to."""
+
+    ALL = "all"
+
+
+@dataclass(slots=True)
+class CheckResult:
+    """What was found (QAPI `ImageCheck`).
+
+    Attributes:
+        corruptions: What may lose data.
+        leaks: References counted and not there: they only occupy space.
+        corruptions_fixed: How many were repaired.
+        leaks_fixed: Likewise.
+        total_clusters: Clusters of the disk.
+        allocated_clusters: Those that have a place in the image.
+        fragmented_clusters: Those whose place does not follow that of the one before.
+        compressed_clusters: Those that are compressed.
+        image_end_offset: Where the last cluster in use ends in the file.
+        messages: What was found, in sentences; there may be more findings than sentences.
+    """
+
+    corruptions: int = 0
+    leaks: int = 0
+    corruptions_fixed: int = 0
+    leaks_fixed: int = 0
+    total_clusters: int = 0
+    allocated_clusters: int = 0
+    fragmented_clusters: int = 0
+    compressed_clusters: int = 0
+    image_end_offset: int = 0
+    messages: list[str] = field(default_factory=list)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing is wrong, or not any more."""
+        return self.corruptions == self.corruptions_fixed and self.leaks == self.leaks_fixed
+
+    def report(self, message: str) -> None:
+        """Count a corruption."""
+        self.corruptions += 1
+        self.say(message)
+
+    def say(self, message: str) -> None:
+        """Keep a sentence."""
+        if len(self.messages) < _MOST_MESSAGES:
+            self.messages.append(message)
+
+
+async def check(
+    header: HeaderFile, files: Files, fix: Fix = Fix.NOTHING, *, window: int = WINDOW
+) -> CheckResult:
+    """Check an image that nobody uses, and repair it.
+
+    Args:
+        header: Its header.
+        files: Its nodes; the file is writable if something may be repaired.
+        fix: What to repair.
+        window: Clusters to be counted at a time.
+
+    Raises:
+        NodeError: The file cannot be read or written.
+    """
+    return await _Check(header, files, fix, window).run()
+
+
+class _Check:
+    def __init__(self, header: HeaderFile, files: Files, fix: Fix, window: int):
+        self._header = header
+        self._geometry: Geometry = header.header.geometry
+        self._files = files
+        self._fix = fix
+        self._window = window
+        self._result = CheckResult()
+        self._references = References(header.header, files, self._report_once)
+        self._is_first_walk = True
+        self._snapshots: tuple[Snapshot, ...] = ()
+        self._next_place = 0
+
+    def _report_once(self, message: str) -> None:
+        if self._is_first_walk:
+            self._result.report(message)
+
+    async def run(self) -> CheckResult:
+        fields = self._header.header
+        self._result.total_clusters = self._geometry.clusters(fields.size)
+        self._snapshots = await self._references.snapshots()
+        table = await self._read_refcount_table()
+        refcounts = self._refcounts(table)
+        end = self._geometry.clusters(self._references.end)
+        begin = 0
+        while begin < end or self._is_first_walk:
+            stop = min(begin + self._window, max(end, 1))
+            await self._check_window(refcounts, begin, stop)
+            self._is_first_walk = False
+            begin = stop
+        await self._check_beyond(refcounts, end)
+        if self._fix is not Fix.NOTHING:
+            await refcounts.write_back()
+            await self._files.flush()
+        await self._check_copied(refcounts)
+        await self._settle_marks()
+        return self._result
+
+    def _refcounts(self, table: Words) -> Refcounts:
+        geometry = self._geometry
+        return Refcounts(
+            geometry,
+            self._files,
+            self._header,
+            table,
+            MetadataMap(geometry.cluster_bits, ()),
+            Reclaim(),
+            _BLOCKS,
+        )
+
+    async def _read_refcount_table(self) -> Words:
+        """The refcount table, without entries that cannot be."""
+        fields = self._header.header
+        count = (fields.refcount_table_clusters << fields.cluster_bits) // ENTRY_SIZE
+        table = await self._files.read_words(fields.refcount_table_offset, count)
+        seen: set[int] = set()
+        for index, entry in enumerate(table):
+            if not entry:
+                continue
+            offset = entry & REFCOUNT_OFFSET_MASK
+            problem = ""
+            if offset % self._geometry.cluster_size:
+                problem = "is not cluster aligned; refcount table entry corrupted"
+            elif not self._references.is_inside(offset, self._geometry.cluster_size):
+                problem = "is outside image"
+            elif offset in seen:
+                problem = "is there twice"
+            seen.add(offset)
+            if problem:
+                self._result.report(f"ERROR refcount block {index} {problem}")
+                table[index] = 0
+                if self._fix is Fix.ALL:
+                    await self._write_table_entry(table, index)
+                    self._result.corruptions_fixed += 1
+        return table
+
+    async def _write_table_entry(self, table: Words, index: int) -> None:
+        offset = self._header.header.refcount_table_offset + index * ENTRY_SIZE
+        await self._files.write(offset, bytes_of(table[index : index + 1]))
+
+    # Counting references
+
+    async def _check_window(self, refcounts: Refcounts, begin: int, end: int) -> None:
+        counts = array("I", bytes(4 * (end - begin)))
+        for reference in await self._references.metadata(self._snapshots):
+            self._count(counts, begin, end, reference)
+        for entry in list(refcounts.table):
+            if entry:
+                offset = entry & REFCOUNT_OFFSET_MASK
+                self._count(counts, begin, end, Reference(offset, self._geometry.cluster_size))
+        fields = self._header.header
+        await self._count_mapping(counts, begin, end, fields.l1_offset, fields.l1_size, True)
+        for snapshot in self._snapshots:
+            await self._count_mapping(
+                counts, begin, end, snapshot.l1_offset, snapshot.l1_size, False
+            )
+        await self._compare(refcounts, counts, begin)
+
+    async def _count_mapping(
+        self,
+        counts: array[int],
+        begin: int,
+        end: int,
+        l1_offset: int,
+        l1_size: int,
+        is_active: bool,
+    ) -> None:
+        walk = self._references.l2_tables(l1_offset, l1_size, is_active=is_active)
+        async for table in walk:
+            self._count(counts, begin, end, Reference(table.offset, self._geometry.cluster_size))
+            for reference in self._references.data_in(table):
+                self._count(counts, begin, end, reference)
+            if is_active and self._is_first_walk:
+                self._take_statistics(table)
+
+    def _count(self, counts: array[int], begin: int, end: int, reference: Reference) -> None:
+        bits = self._geometry.cluster_bits
+        offset, length = reference
+        if not self._references.is_inside(offset, length):
+            self._report_once(
+                "ERROR: counting reference for region exceeding the end of the file by one"
+                f" cluster or more: offset {offset:#x} size {length:#x}"
+            )
+            return
+        first, last = offset >> bits, (offset + length - 1) >> bits
+        for cluster in range(max(first, begin), min(last + 1, end)):
+            counts[cluster - begin] += 1
+
+    def _take_statistics(self, table: L2Table) -> None:
+        geometry, result = self._geometry, self._result
+        for entry in table.words[:: geometry.stride]:
+            if entry & COMPRESSED:
+                result.compressed_clusters += 1
+                result.fragmented_clusters += 1
+            elif entry & OFFSET_MASK or (geometry.has_data_file and entry & COPIED):
+                place = entry & OFFSET_MASK
+                if self._next_place and place != self._next_place:
+                    result.fragmented_clusters += 1
+                self._next_place = place + geometry.cluster_size
+            else:
+                continue
+            result.allocated_clusters += 1
+
+    # Comparing
+
+    async def _compare(self, refcounts: Refcounts, counts: array[int], begin: int) -> None:
+        result = self._result
+        for index, wanted in enumerate(counts):
+            cluster = begin + index
+            found = await self._found(refcounts, cluster)
+            if found or wanted:
+                end = (cluster + 1) << self._geometry.cluster_bits
+                result.image_end_offset = max(result.image_end_offset, end)
+            if found == wanted:
+                continue
+            is_leak = found > wanted
+            verb = "Leaked" if is_leak else "ERROR"
+            result.say(f"{verb} cluster {cluster} refcount={found} reference={wanted}")
+            is_fixed = self._fix is Fix.ALL or (is_leak and self._fix is Fix.LEAKS)
+            if is_fixed:
+                await refcounts.add(cluster, 1, wanted - found)
+            if is_leak:
+                result.leaks += found - wanted
+                result.leaks_fixed += (found - wanted) * is_fixed
+            else:
+                result.corruptions += 1
+                result.corruptions_fixed += is_fixed
+
+    async def _found(self, refcounts: Refcounts, cluster: int) -> int:
+        found = refcounts.cached_count(cluster)
+        return await refcounts.count(cluster) if found is None else found
+
+    async def _check_beyond(self, refcounts: Refcounts, end: int) -> None:
+        """Clusters that are counted although the file does not reach there leak."""
+        per_block = self._geometry.refcounts_per_block
+        for index in range(end // per_block, len(refcounts.table)):
+            if not refcounts.table[index]:
+                continue
+            for position, found in await refcounts.used_in(index):
+                cluster = index * per_block + position
+                if cluster < end or refcounts.is_block(cluster):
+                    continue
+                self._result.leaks += found
+                self._result.say(f"Leaked cluster {cluster} refcount={found} reference=0")
+                if self._fix is not Fix.NOTHING:
+                    await refcounts.add(cluster, 1, -found)
+                    self._result.leaks_fixed += found
+
+    # Flags that follow from refcounts
+
+    async def _check_copied(self, refcounts: Refcounts) -> None:
+        fields = self._header.header
+        walk = self._references.l2_tables(fields.l1_offset, fields.l1_size, is_active=True)
+        silent = self._references
+        async for table in walk:
+            await self._check_l1_entry(refcounts, table)
+            if not silent.is_inside(table.offset, self._geometry.cluster_size):
+                continue
+            await self._check_l2_entries(refcounts, table)
+
+    async def _check_l1_entry(self, refcounts: Refcounts, table: L2Table) -> None:
+        bits = self._geometry.cluster_bits
+        users = await self._found(refcounts, table.offset >> bits)
+        if (users == 1) == bool(table.entry & COPIED):
+            return
+        self._result.report(
+            f"ERROR OFLAG_COPIED L2 cluster: l1_index={table.number} l1_entry={table.entry:x}"
+            f" refcount={users}"
+        )
+        if self._fix is Fix.ALL:
+            entry = table.entry & ~COPIED | (COPIED if users == 1 else 0)
+            place = self._header.header.l1_offset + table.number * ENTRY_SIZE
+            await self._files.write(place, entry.to_bytes(ENTRY_SIZE))
+            self._result.corruptions_fixed += 1
+
+    async def _check_l2_entries(self, refcounts: Refcounts, table: L2Table) -> None:
+        geometry = self._geometry
+        if geometry.has_data_file:
+            return
+        wrong = 0
+        for index in range(0, len(table.words), geometry.stride):
+            entry = table.words[index]
+            place = entry & OFFSET_MASK
+            if entry & COMPRESSED:
+                is_wrong = bool(entry & COPIED)
+            elif not place or place % geometry.cluster_size:
+                continue
+            else:
+                users = await self._found(refcounts, place >> geometry.cluster_bits)
+                is_wrong = (users == 1) != bool(entry & COPIED)
+            if is_wrong:
+                wrong += 1
+                self._result.report(f"ERROR OFLAG_COPIED data cluster: l2_entry={entry:x}")
+                table.words[index] ^= COPIED
+        if wrong and self._fix is Fix.ALL:
+            await self._files.write(table.offset, bytes_of(table.words))
+            self._result.corruptions_fixed += wrong
+
+    async def _settle_marks(self) -> None:
+        """Take the marks away that an image without faults need not have."""
+        marks = Incompatible.DIRTY | Incompatible.CORRUPT
+        incompatible = self._header.header.incompatible
+        result = self._result
+        if self._fix is not Fix.ALL or not incompatible & marks:
+            return
+        if result.corruptions == result.corruptions_fixed:
+            await self._files.flush()
+            await self._header.change(incompatible=incompatible & ~marks)
+
+
+async def repair_dirty(header: HeaderFile, files: Files) -> None:
+    """Make refcounts true again after a crash of whoever wrote them late.
+
+    Raises:
+        NodeError: That is not possible, as more than refcounts is wrong.
+    """
+    try:
+        result = await check(header, files, Fix.ALL)
+    except CorruptionError as error:
+        raise NodeError(5, str(error)) from error
+    if result.corruptions > result.corruptions_fixed:
+        raise NodeError(5, "the image is dirty and cannot be repaired")
+    logger.info("a dirty image was repaired: %d leaks", result.leaks)

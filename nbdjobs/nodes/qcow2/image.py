@@ -1,0 +1,265 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""An open image: its parts put together, what comes before its first change, and its end.
+
+reader, writer, zeroer ──▶ tables ──▶ refcounts ──▶ files
+▲           ▲
+└─ commit ──┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Self
+
+from nbdjobs.errors import CommandError
+from nbdjobs.nodes.qcow2 import constants
+from nbdjobs.nodes.qcow2.bitmaps import mark_changed
+from nbdjobs.nodes.qcow2.commit import Committer
+from nbdjobs.nodes.qcow2.compressed import CompressedClusters
+from nbdjobs.nodes.qcow2.constants import ENTRY_SIZE, OFFSET_MASK, Incompatible
+from nbdjobs.nodes.qcow2.files import Files
+from nbdjobs.nodes.qcow2.header_file import HeaderFile
+from nbdjobs.nodes.qcow2.mapping import Words
+from nbdjobs.nodes.qcow2.options import CacheSizes
+from nbdjobs.nodes.qcow2.overlap import Metadata, MetadataMap
+from nbdjobs.nodes.qcow2.reading import Reader
+from nbdjobs.nodes.qcow2.reclaim import Reason, Reclaim
+from nbdjobs.nodes.qcow2.refcounts import Refcounts
+from nbdjobs.nodes.qcow2.snapshots import Snapshot, parse_snapshots
+from nbdjobs.nodes.qcow2.tables import Tables
+from nbdjobs.nodes.qcow2.writing import Writer
+from nbdjobs.nodes.qcow2.zeroing import Zeroer
+
+
+class Image:
+    """The parts of one open image.
+
+    Attributes:
+        header: The header.
+        geometry: Sizes that follow from it.
+        files: The nodes below.
+        snapshots: The internal snapshots.
+        reclaim: Clusters on their way to being free.
+        refcounts: Which clusters are in use.
+        tables: The mapping.
+        committer: Brings changes of both to stable storage.
+        compressed: Compressed clusters.
+        reader: Reads.
+        writer: Writes.
+        zeroer: Writes zeroes and discards.
+        is_prepared: Nothing has to happen any more before a change.
+    """
+
+    def __init__(
+        self,
+        header: HeaderFile,
+        files: Files,
+        l1: Words,
+        refcount_table: Words,
+        snapshots: tuple[Snapshot, ...],
+        *,
+        name: str,
+        sizes: CacheSizes,
+        checked: Iterable[Metadata],
+        discarded: Iterable[Reason],
+        disk_size: Callable[[], int],
+        is_lazy: bool,
+    ):
+        self.header = header
+        self.files = files
+        self.snapshots = snapshots
+        self.geometry = geometry = header.header.geometry
+        self.is_lazy = is_lazy
+        self._preparing = asyncio.Lock()
+        self.is_prepared = not is_lazy and header.header.bitmaps is None
+        self.reclaim = Reclaim(discarded)
+        self.metadata = self._map_metadata(l1, refcount_table, checked)
+        self.refcounts = Refcounts(
+            geometry,
+            files,
+            header,
+            refcount_table,
+            self.metadata,
+            self.reclaim,
+            sizes.refcount_blocks,
+        )
+        self.refcounts.virgin = geometry.clusters(files.file.size)
+        self.tables = Tables(
+            geometry,
+            files,
+            l1,
+            self.refcounts,
+            self.reclaim,
+            self.metadata,
+            sizes.slice_size,
+            sizes.slices,
+            commit=lambda: self.committer.run(),
+            changed=lambda: self.committer.changed(),
+        )
+        self.compressed = CompressedClusters(
+            geometry, files, self.refcounts, header.header.compression_type, name
+        )
+        self.committer = Committer(
+            files,
+            header,
+            self.refcounts,
+            self.tables,
+            self.reclaim,
+            cluster_bits=geometry.cluster_bits,
+            on_freed=self.compressed.forget,
+            is_lazy=is_lazy,
+        )
+        self.reader = Reader(geometry, files, self.tables, self.compressed)
+        self.writer = Writer(
+            geometry,
+            files,
+            self.tables,
+            self.refcounts,
+            self.reclaim,
+            self.metadata,
+            self.reader,
+            self.compressed,
+            disk_size,
+        )
+        self.zeroer = Zeroer(
+            geometry,
+            files,
+            self.tables,
+            self.reader,
+            self.writer,
+            disk_size,
+            is_data_file_raw=header.header.is_data_file_raw,
+        )
+
+    @classmethod
+    async def open(
+        cls,
+        header: HeaderFile,
+        files: Files,
+        *,
+        name: str,
+        sizes: CacheSizes,
+        checked: Iterable[Metadata],
+        discarded: Iterable[Reason],
+        disk_size: Callable[[], int],
+        is_lazy: bool,
+    ) -> Self:
+        """Read the tables that are kept in memory whole.
+
+        Raises:
+            CommandError: One of them cannot be true.
+            NodeError: One of them cannot be read.
+        """
+        fields = header.header
+        l1 = await files.read_words(fields.l1_offset, fields.l1_size)
+        count = (fields.refcount_table_clusters << fields.cluster_bits) // ENTRY_SIZE
+        table = await files.read_words(fields.refcount_table_offset, count)
+        return cls(
+            header,
+            files,
+            l1,
+            table,
+            await read_snapshots(header, files),
+            name=name,
+            sizes=sizes,
+            checked=checked,
+            discarded=discarded,
+            disk_size=disk_size,
+            is_lazy=is_lazy,
+        )
+
+    def _map_metadata(
+        self, l1: Words, refcount_table: Words, checked: Iterable[Metadata]
+    ) -> MetadataMap:
+        fields, bits = self.header.header, self.geometry.cluster_bits
+        found = MetadataMap(bits, checked)
+        found.set_area(Metadata.HEADER, 0, 1)
+        found.set_area(Metadata.ACTIVE_L1, fields.l1_offset, len(l1) * ENTRY_SIZE)
+        found.set_area(
+            Metadata.REFCOUNT_TABLE,
+            fields.refcount_table_offset,
+            fields.refcount_table_clusters << bits,
+        )
+        if self.snapshots:
+            length = sum(len(snapshot.pack()) for snapshot in self.snapshots)
+            found.set_area(Metadata.SNAPSHOT_TABLE, fields.snapshots_offset, length)
+        for number, snapshot in enumerate(self.snapshots):
+            length = snapshot.l1_size * ENTRY_SIZE
+            found.set_area(Metadata.INACTIVE_L1, snapshot.l1_offset, length, number)
+        bitmaps = fields.bitmaps
+        if bitmaps is not None:
+            found.set_area(
+                Metadata.BITMAP_DIRECTORY, bitmaps.directory_offset, bitmaps.directory_size
+            )
+        found.l2_tables = {(entry & OFFSET_MASK) >> bits for entry in l1 if entry}
+        mask = constants.REFCOUNT_OFFSET_MASK
+        found.refcount_blocks = {(entry & mask) >> bits for entry in refcount_table if entry}
+        return found
+
+    # The first change, and the end
+
+    async def prepare(self) -> None:
+        """Make stable what others have to know before the image changes."""
+        async with self._preparing:
+            if self.is_prepared:
+                return
+            await self._mark_bitmaps()
+            if self.is_lazy:
+                incompatible = self.header.header.incompatible | Incompatible.DIRTY
+                await self.header.change(incompatible=incompatible)
+            self.is_prepared = True
+
+    async def _mark_bitmaps(self) -> None:
+        bitmaps = self.header.header.bitmaps
+        if bitmaps is None:
+            return
+        directory = await self.files.read(bitmaps.directory_offset, bitmaps.directory_size)
+        try:
+            marked = mark_changed(directory, bitmaps.count)
+        except CommandError:
+            # Nobody can use them, so nobody can be misled.
+            return
+        if marked is not None:
+            await self.files.write(bitmaps.directory_offset, marked)
+            await self.files.file.flush()
+
+    async def flush(self) -> None:
+        """Bring everything to stable storage that completed requests have changed."""
+        await self.committer.run()
+        await self.files.flush()
+
+    async def finish(self) -> None:
+        """Write all that was put off; no request is in flight.
+
+        Raises:
+            NodeError: Something could not be written.
+        """
+        await self.flush()
+        await self.committer.reclaim()
+        await self.refcounts.write_back()
+        await self.files.flush()
+        dirty = Incompatible.DIRTY
+        if self.header.header.incompatible & dirty and self.is_lazy:
+            await self.header.change(incompatible=self.header.header.incompatible & ~dirty)
+
+    async def close(self) -> None:
+        """Let go of threads."""
+        await self.committer.idle()
+        self.compressed.close()
+
+
+async def read_snapshots(header: HeaderFile, files: Files) -> tuple[Snapshot, ...]:
+    """Read the table of internal snapshots.
+
+    Raises:
+        CommandError: It cannot be true.
+    """
+    fields = header.header
+    if not fields.snapshot_count:
+        return ()
+    available = max(files.file.size - fields.snapshots_offset, 0)
+    length = min(available, constants.MAX_SNAPSHOT_TABLE_BYTES)
+    table = await files.read(fields.snapshots_offset, length)
+    return parse_snapshots(table, fields.snapshot_count, fields.cluster_size)[0]
