@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`nbdjobs daemon --check`: a rehearsal of the whole command line, with all errors in one go.
 
-The options act, in order, on a real daemon that lacks only its hands: files stand in as nodes of
-their size that store nothing, and addresses are looked at instead of listened to. So whatever the
+The options act, in order, on a real daemon that lacks only its hands: files have stand-ins that
+cannot be written, and addresses are looked at instead of listened to. So whatever the
 daemon itself would refuse is refused here, in the same words. Nothing is opened for writing.
 
 An option that refers to what a wrong one before it should have made is not complained about: the
@@ -17,16 +17,15 @@ import errno
 import os
 import re
 import socket
-import stat
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import ClassVar, Final
 
 from nbdjobs.cli.daemon_options import CommandLine, Step, UsageError, parse_command_line
 from nbdjobs.cli.daemon_setup import Setup
 from nbdjobs.cli.exits import ExitCode
+from nbdjobs.cli.looked_at import REHEARSED
 from nbdjobs.cli.units import plural
 from nbdjobs.daemon.addresses import (
     FdSocketAddress,
@@ -40,14 +39,7 @@ from nbdjobs.daemon.addresses import (
 from nbdjobs.daemon.daemon import Daemon
 from nbdjobs.daemon.exports import BlockExports
 from nbdjobs.errors import CommandError
-from nbdjobs.nodes.config import SECTOR, CacheMode, NodeConfig
-from nbdjobs.nodes.drivers import DRIVERS
-from nbdjobs.nodes.file import FileNode, FileOptions, check_options
-from nbdjobs.nodes.host_device import HostDeviceNode
-from nbdjobs.nodes.node import Node
-from nbdjobs.nodes.null import NullCoNode, NullOptions
-from nbdjobs.nodes.options import BlockdevOptions
-from nbdjobs.nodes.rounding import round_up
+from nbdjobs.nodes.driver import AnyDriver
 from nbdjobs.protocol.server import Server
 from nbdjobs.qmp.chardev import SocketChardev
 from nbdjobs.qmp.commands import REGISTRY
@@ -164,6 +156,8 @@ def _pidfile_errors(pidfile: str | None) -> list[str]:
 class _Rehearsal(Daemon):
     """A daemon that has no files and does not listen."""
 
+    drivers: ClassVar[Mapping[str, AnyDriver]] = REHEARSED
+
     def __init__(self) -> None:
         super().__init__()
         self.exports = BlockExports(
@@ -185,9 +179,6 @@ class _Rehearsal(Daemon):
             await _look_at_address(address)
         except CommandError as error:
             self._put_off = error
-
-    async def blockdev_add(self, options: BlockdevOptions) -> Node:
-        return await super().blockdev_add(_without_files(options, _Inherited()))
 
 
 class _Monitors(QmpServer):
@@ -255,84 +246,3 @@ def _why_not_made(path: Path) -> str | None:
     if not path.exists() and not os.access(path.parent, os.W_OK | os.X_OK):
         return os.strerror(errno.EACCES)
     return None
-
-
-# Files
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Inherited:
-    """What an inline child takes over where its own options say nothing."""
-
-    is_direct: bool = False
-    is_read_only: bool = False
-    is_auto_read_only: bool = False
-
-    def below(self, options: BlockdevOptions) -> _Inherited:
-        """The same for the children of a node with these options."""
-        direct = options.cache.direct if options.cache is not None else None
-        auto = options.auto_read_only
-        return _Inherited(
-            is_direct=self.is_direct if direct is None else direct,
-            is_read_only=self.is_read_only if options.read_only is None else options.read_only,
-            is_auto_read_only=self.is_auto_read_only if auto is None else auto,
-        )
-
-
-def _without_files(options: BlockdevOptions, inherited: _Inherited) -> BlockdevOptions:
-    """Put stand-ins in the place of files, in a node and its inline children."""
-    inherited = inherited.below(options)
-    if isinstance(options, FileOptions):
-        return _stand_in(options, inherited)
-    children: dict[str, Any] = {}
-    for child in DRIVERS[options.driver].children_of(options):
-        if isinstance(child.reference, BlockdevOptions):
-            children[child.name] = _without_files(child.reference, inherited)
-    return replace(options, **children) if children else options
-
-
-def _stand_in(options: FileOptions, inherited: _Inherited) -> NullOptions:
-    """Look at a file, and describe a node that could be it.
-
-    Raises:
-        CommandError: The file cannot be opened as the options want it, in QEMU's words.
-    """
-    driver = options.driver
-    check_options(driver, options, NodeConfig(cache=CacheMode(is_direct=inherited.is_direct)))
-    is_written = not (inherited.is_read_only or inherited.is_auto_read_only)
-    size = _size_of(driver, options.filename, is_written=is_written)
-    common = {
-        field.name: getattr(options, field.name)
-        for field in fields(BlockdevOptions)
-        if field.name != "driver"
-    }
-    return NullOptions(driver=NullCoNode.driver, size=round_up(size, SECTOR), **common)
-
-
-def _size_of(driver: str, filename: str, *, is_written: bool) -> int:
-    """Bytes of a file or device that can be opened."""
-    try:
-        mode = os.stat(filename).st_mode
-        if is_written and stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        _check_kind(driver, filename, mode)
-        # Not opened for writing: for some devices, that alone has an effect.
-        if is_written and not os.access(filename, os.R_OK | os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        if stat.S_ISCHR(mode):
-            return 0
-        with open(filename, "rb", buffering=0) as file:
-            return file.seek(0, os.SEEK_END)
-    except OSError as error:
-        raise CommandError(f"Could not open '{filename}': {error.strerror}") from error
-    except ValueError as error:  # a zero byte in the name
-        raise CommandError(f"Could not open '{filename}': {error}") from error
-
-
-def _check_kind(driver: str, filename: str, mode: int) -> None:
-    if driver == FileNode.driver and not stat.S_ISREG(mode):
-        raise CommandError(f"'file' driver requires '{filename}' to be a regular file")
-    if driver == HostDeviceNode.driver and not (stat.S_ISBLK(mode) or stat.S_ISCHR(mode)):
-        raise CommandError(
-            f"'host_device' driver requires '{filename}' to be either a character or block device"
-        )

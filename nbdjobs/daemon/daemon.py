@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from nbdjobs.daemon.exports import BlockExports
 from nbdjobs.daemon.objects import Objects
@@ -18,6 +19,8 @@ from nbdjobs.jobs.block_job import BlockJob
 from nbdjobs.jobs.collection import Jobs
 from nbdjobs.nodes import permissions
 from nbdjobs.nodes.device import Device
+from nbdjobs.nodes.driver import AnyDriver
+from nbdjobs.nodes.drivers import DRIVERS
 from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.op_blockers import BlockOp
@@ -50,7 +53,10 @@ class Daemon:
         exports: The NBD server and what it offers.
         jobs: All jobs.
         side_requests: Requests that commands began and did not wait for.
+        drivers: Who opens nodes, by the driver's name.
     """
+
+    drivers: ClassVar[Mapping[str, AnyDriver]] = DRIVERS
 
     def __init__(self) -> None:
         self._listeners: list[Callable[[object], None]] = []
@@ -133,7 +139,7 @@ class Daemon:
         Raises:
             CommandError: It cannot be opened; nothing is left half-open.
         """
-        return await open_node(self.graph, options)
+        return await open_node(self.graph, options, self.drivers)
 
     async def blockdev_del(self, name: str) -> None:
         """Close a node that was added by name and that nobody uses.

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes.config import CacheMode, DetectZeroes, NodeConfig
-from nbdjobs.nodes.driver import ChildReference, DriverNode
+from nbdjobs.nodes.driver import AnyDriver, ChildReference, DriverNode
 from nbdjobs.nodes.drivers import DRIVERS
 from nbdjobs.nodes.graph import Graph, Role
 from nbdjobs.nodes.node import Node
@@ -44,17 +44,24 @@ MAX_CHAIN: Final = 200
 """Images above each other; a longer chain is a mistake or an attack."""
 
 
-async def open_node(graph: Graph, options: BlockdevOptions) -> Node:
+async def open_node(
+    graph: Graph, options: BlockdevOptions, drivers: Mapping[str, AnyDriver] = DRIVERS
+) -> Node:
     """Open a node with its inline children and enter them in the graph.
 
     Cancelling closes what was opened so far.
+
+    Args:
+        graph: Where the node is to be.
+        options: What to open.
+        drivers: Who opens it; a rehearsal has others.
 
     Raises:
         CommandError: Something does not fit, in QEMU's words; the graph is as before.
     """
     if options.node_name is None:
         raise CommandError("'node-name' must be specified for the root node")
-    opening = _Opening(graph)
+    opening = _Opening(graph, drivers)
     try:
         node = await opening.open(options, TOP_LEVEL)
     except BaseException:
@@ -67,8 +74,9 @@ async def open_node(graph: Graph, options: BlockdevOptions) -> Node:
 class _Opening:
     """The nodes opened for one command, children before their parents."""
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, drivers: Mapping[str, AnyDriver]):
         self._graph = graph
+        self._drivers = drivers
         self._opened: list[Node] = []
         self._names: set[str] = set()
         self._chain: list[str] = []
@@ -81,7 +89,7 @@ class _Opening:
     async def open(self, options: BlockdevOptions, defaults: Defaults) -> Node:
         config = complete(options, defaults)
         name = self._claim_name(options.node_name)
-        driver = DRIVERS[options.driver]
+        driver = self._drivers[options.driver]
         references = driver.children_of(options)
         children = {child.name: await self._open_child(child, config) for child in references}
         node = await driver.open(name, config, options, children)

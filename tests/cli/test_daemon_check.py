@@ -11,7 +11,7 @@ import pytest
 
 from nbdjobs.cli.daemon import daemon_main
 from nbdjobs.cli.daemon_options import parse_command_line, without_check
-from tests.interop.tools import require, run_for_result
+from tests.interop.tools import require, run, run_for_result
 
 MIB = 1 << 20
 
@@ -205,3 +205,37 @@ def test_check_is_found_among_the_options(arguments: list[str], rest: list[str] 
 def test_abbreviations_stay_what_they_were() -> None:
     [step] = parse_command_line(["--c", "socket,id=q"]).steps
     assert step.option == "chardev"
+
+
+QCOW2 = (
+    "--blockdev driver=qcow2,node-name=q,file.driver=file,file.filename={folder}/top.qcow2"
+    " --nbd-server " + UNIX + " --export nbd,id=e,node-name=q,writable=on"
+)
+
+
+@pytest.mark.interop
+def test_images_are_read_with_all_below_them_and_never_written(
+    disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = disk.parent
+    run("qemu-img", "create", "-f", "qcow2", folder / "below.qcow2", "1M")
+    below = ("-b", "below.qcow2", "-F", "qcow2")
+    lazy = ("-o", "lazy_refcounts=on")
+    run("qemu-img", "create", "-f", "qcow2", *lazy, *below, folder / "top.qcow2")
+    # An image that counts references later is repaired when it is opened after a crash.
+    run_for_result("qemu-io", "-c", "write 0 64k", "-c", "abort", folder / "top.qcow2")
+    content = (folder / "top.qcow2").read_bytes()
+    assert content[72:80] == b"\0\0\0\0\0\0\0\1", "its references are not counted"
+    assert errors(disk, QCOW2, capsys) == []
+    assert (folder / "top.qcow2").read_bytes() == content
+    (folder / "below.qcow2").unlink()
+    [error] = errors(disk, QCOW2, capsys)
+    assert "below.qcow2" in error
+
+
+def test_what_is_no_image_of_its_format_is_found(
+    disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (disk.parent / "top.qcow2").write_bytes(bytes(MIB))
+    [error] = errors(disk, QCOW2, capsys)
+    assert error.endswith("Image is not in qcow2 format")
