@@ -103,7 +103,7 @@ def _run(line: CommandLine, on_ready: Callable[[], None]) -> None:
 async def _serve(line: CommandLine, on_ready: Callable[[], None]) -> None:
     daemon = Daemon()
     with _stopping_on_signals(daemon):
-        async with QmpServer(REGISTRY, daemon) as monitors:
+        async with QmpServer(REGISTRY, daemon, is_over=lambda: daemon.is_asked_to_quit) as monitors:
             daemon.subscribe(monitors.broadcast)
             daemon.subscribe(log_event)
             try:

@@ -85,6 +85,11 @@ class Daemon:
         """Ask the daemon to end; returns at once."""
         self._is_asked_to_quit.set()
 
+    @property
+    def is_asked_to_quit(self) -> bool:
+        """Whether the end has begun: no command has an effect any more."""
+        return self._is_asked_to_quit.is_set()
+
     async def asked_to_quit(self) -> None:
         """Wait until somebody wants the daemon to end."""
         await self._is_asked_to_quit.wait()

@@ -118,9 +118,7 @@ class Qom:
     def _properties(self, element: Path) -> dict[str, str]:
         options = self._options(element)
         if options is not None:
-            cls: type = type(options)
-            own = {member.name: _type_name(member) for member in members_of(cls)}
-            return {_TYPE: "string"} | {name: own[name] for name in own if name not in _BASE}
+            return own_properties(type(options))
         children = {
             child[-1]: f"child<{self._type(child)}>"
             for child in self._elements()
@@ -143,6 +141,12 @@ def _read(options: ObjectOptions, name: str, value: object) -> Any:
     identity = {"qom-type": options.qom_type, "id": options.id}
     read = visit(ObjectOptions, identity | {name: value})
     return getattr(read, name.replace("-", "_"))
+
+
+def own_properties(cls: type) -> dict[str, str]:
+    """The properties of objects made from such options, with the names of their types."""
+    own = {member.name: _type_name(member) for member in members_of(cls)}
+    return {_TYPE: "string"} | {name: own[name] for name in own if name not in _BASE}
 
 
 def _type_name(member: Member) -> str:

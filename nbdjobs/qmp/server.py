@@ -59,6 +59,8 @@ class QmpServer:
         context: What commands act on.
         limits: What clients may make the server hold.
         clock_ns: The time of events, in nanoseconds since the epoch.
+        is_over: Whether the end has begun: then nothing more is executed, and events and the
+            last replies still go out.
     """
 
     def __init__(
@@ -68,11 +70,13 @@ class QmpServer:
         *,
         limits: ServerLimits | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
+        is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         self._registry = registry
         self._context = context
         self._limits = limits if limits is not None else ServerLimits()
         self._clock_ns = clock_ns
+        self._is_over = is_over
         self._tasks = asyncio.TaskGroup()
         self._connections: dict[_Connection, asyncio.Task[None]] = {}
         self._listeners: list[tuple[asyncio.Server, socket.socket]] = []
@@ -165,7 +169,9 @@ class QmpServer:
             writer.transport.abort()
             return
         session = Session(self._registry, pretty=pretty, limits=self._limits.message)
-        connection = _Connection(session, self._context, reader, writer, self._limits)
+        connection = _Connection(
+            session, self._context, reader, writer, self._limits, self._is_over
+        )
         self._connections[connection] = self._tasks.create_task(self._serve(connection))
 
     async def _serve(self, connection: _Connection) -> None:
@@ -192,12 +198,14 @@ class _Connection:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         limits: ServerLimits,
+        is_over: Callable[[], bool],
     ) -> None:
         self._session = session
         self._context = context
         self._reader = reader
         self._writer = writer
         self._limits = limits
+        self._is_over = is_over
         self.is_ended = False
         self._queue: asyncio.Queue[Parsed | JsonError | None] = asyncio.Queue(limits.queued)
 
@@ -226,6 +234,8 @@ class _Connection:
     async def _read(self) -> None:
         while data := await self._receive():
             for message in self._session.receive(data):
+                if self._is_at_its_end:
+                    continue
                 if self._session.is_urgent(message):
                     self._writer.write(await self._session.answer(message, self._context))
                 else:
@@ -233,6 +243,10 @@ class _Connection:
             # Bytes that are here already would be read without a turn for anybody else.
             await asyncio.sleep(0)
         await self._queue.put(None)
+
+    @property
+    def _is_at_its_end(self) -> bool:
+        return self.is_ended or self._is_over() or self._writer.is_closing()
 
     async def _receive(self) -> bytes:
         """Bytes from the client; none when it has left, in whatever way."""
@@ -244,7 +258,7 @@ class _Connection:
     async def _answer(self) -> None:
         """Answer in order; once the client is gone, execute no more of what it asked."""
         while (message := await self._queue.get()) is not None:
-            if self.is_ended or self._writer.is_closing():
+            if self._is_at_its_end:
                 continue
             self._writer.write(await self._session.answer(message, self._context))
             try:

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 from nbdjobs.daemon import throttle_limits
 from nbdjobs.daemon.object_options import ObjectOptions
 from nbdjobs.daemon.objects import Objects
+from nbdjobs.daemon.qom_types import TYPES
 from nbdjobs.nodes.graph import Graph
 from nbdjobs.qapi.keyval import parse_option
 from nbdjobs.qapi.visitor import visit
@@ -210,13 +211,17 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Oracle]:
         yield running
 
 
+def by_name(row: dict[str, Any]) -> str:
+    return str(row["name"])
+
+
 def comparable(reply: Reply) -> Reply:
     """Properties in one order, without those that only the real program has."""
     found = reply.get("return")
     if not isinstance(found, list):
         return reply
     rows = [row for row in found if row["name"] not in THEIRS]
-    return {"return": sorted(rows, key=lambda row: str(row["name"]))}
+    return {"return": sorted(rows, key=by_name)}
 
 
 def assert_same(oracle: Oracle, session: list[Ask], folder: Path) -> None:
@@ -247,3 +252,25 @@ def test_a_command_line_option(tmp_path: Path) -> None:
     objects = Objects(Graph())
     objects.add(visit(ObjectOptions, value, keyval=is_keyval))
     assert throttle_limits.describe(objects.limits("tg")) == expected
+
+
+@pytest.mark.parametrize(
+    "implements",
+    [None, "object", "secret_common", "event-loop-base", "user-creatable", "interface", "zz"],
+)
+@pytest.mark.parametrize("abstract", [None, False, True])
+def test_types(implements: str | None, abstract: bool | None, oracle: Oracle) -> None:
+    given = {"implements": implements, "abstract": abstract}
+    ask: Ask = ("qom-list-types", {key: value for key, value in given.items() if value is not None})
+    (expected,) = theirs([ask], Path("/nowhere"), oracle)
+    (found,) = ours([ask], Path("/nowhere"))
+    known = [each for each in expected["return"] if each["name"] in TYPES]
+    assert sorted(found["return"], key=by_name) == sorted(known, key=by_name)
+
+
+@pytest.mark.parametrize("name", [*TYPES, "zz", ""])
+def test_properties_of_types(name: str, oracle: Oracle) -> None:
+    ask: Ask = ("qom-list-properties", {"typename": name})
+    (expected,) = theirs([ask], Path("/nowhere"), oracle)
+    (found,) = ours([ask], Path("/nowhere"))
+    assert comparable(found) == comparable(expected)

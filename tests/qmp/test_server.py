@@ -72,7 +72,13 @@ class Running:
 @contextlib.asynccontextmanager
 async def running(path: Path, limits: ServerLimits | None = None) -> AsyncIterator[Running]:
     context = ToyContext()
-    server = QmpServer(TOY_REGISTRY, context, limits=limits, clock_ns=lambda: NOW_NS)
+    server = QmpServer(
+        TOY_REGISTRY,
+        context,
+        limits=limits,
+        clock_ns=lambda: NOW_NS,
+        is_over=lambda: context.has_quit,
+    )
     async with server:
         socket_path = path / "qmp.sock"
         await server.open(SocketChardev(path=str(socket_path), is_server=True, wait=False))
@@ -257,6 +263,30 @@ def test_the_reply_to_quit_goes_out(tmp_path: Path) -> None:
         assert await client.read() == {"return": {}}
         assert await client.reader.read() == b""
         assert running.context.log == []
+
+    play(tmp_path, scenario)
+
+
+def test_nothing_is_executed_once_the_end_has_begun(tmp_path: Path) -> None:
+    async def scenario(running: Running) -> None:
+        first, second = await running.connect(), await running.connect(negotiate=False)
+        await second.ask("qmp_capabilities", enable=["oob"])
+        second.send("toy-hold", text="begun before")
+        await running.context.entered.wait()
+        second.send("toy-echo", text="x")
+        first.send("quit")
+        first.send("toy-echo", text="y")
+        assert await first.read() == {"return": {}}
+        second.writer.write(b'{"exec-oob": "toy-open"}')
+        running.server.broadcast(ToyBare())
+        assert (await first.read())["event"] == "TOY_BARE"
+        assert (await second.read())["event"] == "TOY_BARE"
+        running.context.gate.set()
+        assert await second.read() == {"return": {}}  # what had begun is answered
+        running.server.close()
+        assert await first.reader.read() == b""
+        assert await second.reader.read() == b""
+        assert running.context.log == ["begun before"]
 
     play(tmp_path, scenario)
 

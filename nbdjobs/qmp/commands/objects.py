@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from nbdjobs.daemon.daemon import Daemon
 from nbdjobs.daemon.object_options import ObjectOptions
 from nbdjobs.daemon.qom import Qom
+from nbdjobs.daemon.qom_types import properties_of, types_that_are
 from nbdjobs.qmp.registry import command
 
 
@@ -85,3 +86,44 @@ class QomSet:
 def qom_set(daemon: Daemon, arguments: QomSet) -> None:
     """Change a property."""
     Qom(daemon.objects).set(arguments.path, arguments.property, arguments.value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QomListTypes:
+    """Arguments of qom-list-types."""
+
+    implements: str | None = None
+    abstract: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectTypeInfo:
+    """A type of objects."""
+
+    name: str
+    abstract: bool | None = None
+    parent: str | None = None
+
+
+@command("qom-list-types")
+def qom_list_types(daemon: Daemon, arguments: QomListTypes) -> list[ObjectTypeInfo]:
+    """The types of objects that there are."""
+    found = types_that_are(arguments.implements, with_abstract=bool(arguments.abstract))
+    return [
+        ObjectTypeInfo(name=name, abstract=True if each.is_abstract else None, parent=each.parent)
+        for name, each in found
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QomListProperties:
+    """Arguments of qom-list-properties."""
+
+    typename: str
+
+
+@command("qom-list-properties")
+def qom_list_properties(daemon: Daemon, arguments: QomListProperties) -> list[ObjectPropertyInfo]:
+    """The properties of objects of a type."""
+    found = properties_of(arguments.typename)
+    return [ObjectPropertyInfo(name=name, type=type_) for name, type_ in found.items()]
