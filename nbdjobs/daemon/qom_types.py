@@ -39,14 +39,12 @@ class QomType:
         is_abstract: There are no objects of just this type.
         options: What objects of the type are made from.
         lacks: Properties that only types below have.
-        is_creatable: It and the types below can be made by users, as far as they are not abstract.
     """
 
     parent: str | None = None
     is_abstract: bool = False
     options: type[ObjectOptions] | None = None
     lacks: frozenset[str] = frozenset()
-    is_creatable: bool = False
 
 
 TYPES: Final[Mapping[str, QomType]] = {
@@ -60,16 +58,15 @@ TYPES: Final[Mapping[str, QomType]] = {
         options=SecretProperties,
         lacks=frozenset({"data", "file"}),
     ),
-    "secret": QomType(parent="secret_common", options=SecretProperties, is_creatable=True),
+    "secret": QomType(parent="secret_common", options=SecretProperties),
     "event-loop-base": QomType(
         parent="object",
         is_abstract=True,
         options=IothreadProperties,
         lacks=frozenset({"poll-max-ns", "poll-grow", "poll-shrink"}),
-        is_creatable=True,
     ),
     "iothread": QomType(parent="event-loop-base", options=IothreadProperties),
-    "throttle-group": QomType(parent="object", options=ThrottleGroupProperties, is_creatable=True),
+    "throttle-group": QomType(parent="object", options=ThrottleGroupProperties),
 }
 
 
@@ -104,7 +101,7 @@ def _ancestors(name: str | None) -> Iterator[str]:
     while name is not None:
         yield name
         each = TYPES[name]
-        if each.is_creatable:
+        if each.options is not None:
             yield "user-creatable"
             yield "interface"
         name = each.parent
