@@ -362,9 +362,13 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         return host >= 0 and node.pread_now(host, buffer, False)
 
     def stored_at(self, offset: int, length: int, data_only: bool) -> FileRange | None:
-        """Where the file stores allocated clusters."""
+        """Where the file stores allocated clusters, if they stay where they are.
+
+        In an image that is written, a cluster may become free and hold something else before the
+        client has taken what the kernel sends of it; no epoch would know of that.
+        """
         node = self.edges[self._data_edge].node
-        if not self._reads_pass or node.takes_debug_events:
+        if not self.is_read_only or not self._reads_pass or node.takes_debug_events:
             return None
         host = self._find(offset, length)
         return node.stored_at(host, length, False) if host >= 0 else None
