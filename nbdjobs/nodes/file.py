@@ -136,6 +136,7 @@ class FileNode(DriverNode[FileOptions]):
         self._lock = lock
         self._reading, self._writing, self._punching, self._seeking = (Pace() for _ in range(4))
         self._is_writing_back = False
+        self._highest_written = 0
         self._flusher = Flusher(lambda: self._in_thread(self._storage.sync))
         self._use(storage)
 
@@ -216,6 +217,11 @@ class FileNode(DriverNode[FileOptions]):
     def content_options(self) -> dict[str, object]:
         """Driver and path."""
         return {"driver": self.driver, "filename": self._storage.path}
+
+    @property
+    def highest_offset_written(self) -> int:
+        """Where the furthest write so far ended; on a device, more need not be provided."""
+        return self._highest_written
 
     @property
     def allocated_size(self) -> int:
@@ -329,8 +335,11 @@ class FileNode(DriverNode[FileOptions]):
             if done < length:
                 await self._in_thread(partial(self._storage.write, offset + done, data[done:]))
         self._flusher.wrote()
-        if offset + length > self._storage.size:
-            self._grew(offset + length)
+        end = offset + length
+        if end > self._highest_written:
+            self._highest_written = end
+        if end > self._storage.size:
+            self._grew(end)
         if length >= self._data_map.granule:
             self._data_map.add(offset, offset + length)
         if fua:
@@ -341,6 +350,7 @@ class FileNode(DriverNode[FileOptions]):
     ) -> None:
         zero = partial(self._storage.zero, offset, length, may_unmap=may_unmap, fast_only=fast_only)
         await self._punch(zero, offset, length)
+        self._highest_written = max(self._highest_written, offset + length)
         if fua:
             await self.flush()
 
@@ -433,6 +443,7 @@ class FileNode(DriverNode[FileOptions]):
             # The kernel may have copied holes as holes.
             target._data_map.remove(target_offset, target_offset + length)
             target._flusher.wrote()
+        target._highest_written = max(target._highest_written, target_offset + length)
         if not is_complete:  # the source ends before the range does
             raise NodeError(errno.ENOTSUP)
 

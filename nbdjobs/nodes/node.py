@@ -111,6 +111,12 @@ class Node(Gate):
         return None
 
     @property
+    def highest_offset_written(self) -> int:
+        """Where the furthest write so far ended, as far as that is known: at storage."""
+        shown = next((edge.node for edge in self.edges.values() if edge.is_primary), None)
+        return shown.highest_offset_written if self.is_filter and shown is not None else 0
+
+    @property
     def is_rotational(self) -> bool:
         """Whether the content is on a spinning disk, where seeking is slow."""
         return any(edge.node.is_rotational for edge in self.edges.values() if edge.is_primary)

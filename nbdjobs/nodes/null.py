@@ -51,6 +51,7 @@ class _NullNode(DriverNode[NullOptions]):
         self._options = options
         self._latency_s = (options.latency_ns or 0) / _NS_PER_S
         self._is_zero = options.read_zeroes
+        self._highest_written = 0
         self._size = round_up(DEFAULT_SIZE if options.size is None else options.size, SECTOR)
 
     @classmethod
@@ -68,6 +69,11 @@ class _NullNode(DriverNode[NullOptions]):
     def size(self) -> int:
         """Bytes, as the options say."""
         return self._size
+
+    @property
+    def highest_offset_written(self) -> int:
+        """Where the furthest write so far ended."""
+        return self._highest_written
 
     @property
     def allocated_size(self) -> int:
@@ -93,12 +99,14 @@ class _NullNode(DriverNode[NullOptions]):
             buffer[:] = bytes(len(buffer))
 
     async def _pwrite(self, offset: int, data: memoryview, fua: bool) -> None:
+        self._highest_written = max(self._highest_written, offset + len(data))
         if self._latency_s:
             await asyncio.sleep(self._latency_s)
 
     async def _pwrite_zeroes(
         self, offset: int, length: int, fua: bool, may_unmap: bool, fast_only: bool
     ) -> None:
+        self._highest_written = max(self._highest_written, offset + length)
         if self._latency_s:
             await asyncio.sleep(self._latency_s)
 

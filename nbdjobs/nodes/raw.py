@@ -110,6 +110,11 @@ class RawNode(DriverNode[RawOptions]):
         return super().content_options | given
 
     @property
+    def highest_offset_written(self) -> int:
+        """Where the child's furthest write ended in the window."""
+        return min(max(self._file.highest_offset_written - self._offset, 0), self.size)
+
+    @property
     def _file(self) -> Node:
         return self.edges["file"].node
 

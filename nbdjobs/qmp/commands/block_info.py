@@ -314,14 +314,17 @@ def describe_device_stats(device: Device, export_id: str = "") -> BlockStats:
 
 def describe_node_stats(node: Node) -> BlockStats:
     """A node as `query-blockstats` shows it: requests are accounted at devices, not here."""
-    file = node.edges.get("file")
+    below = next((edge.node for edge in node.edges.values() if edge.is_primary), None)
     return BlockStats(
         node_name=node.name,
         stats=replace(
-            _describe_accounting(Accounting()), account_invalid=False, account_failed=False
+            _describe_accounting(Accounting()),
+            wr_highest_offset=node.highest_offset_written,
+            account_invalid=False,
+            account_failed=False,
         ),
         driver_specific=_describe_specific(node),
-        parent=None if file is None else describe_node_stats(file.node),
+        parent=None if below is None else describe_node_stats(below),
     )
 
 
