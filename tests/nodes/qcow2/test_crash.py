@@ -1,0 +1,146 @@
+# SPDX-FileCopyrightText: The nbdjobs authors
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever part of the unflushed writes a crash leaves: the image is sound, flushed data is there.
+
+Several clients write, zero, discard and flush at the same time, on a file that remembers what was
+written in which order. Then the file is put together as crashes at random instants could have left
+it, sector by sector, and looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import pytest
+
+from nbdjobs.nodes.qcow2.check import Fix
+from nbdjobs.nodes.qcow2.constants import Incompatible
+from nbdjobs.nodes.qcow2.create import CreateOptions, empty_image
+from nbdjobs.nodes.qcow2.header import Header
+from tests.nodes.faults import MemoryNode
+from tests.nodes.qcow2.logged_file import SECTOR, LoggedFile
+from tests.nodes.qcow2.rig import checked, content_of, opened
+
+DISK = 192 * 1024
+CLIENTS = 4
+OPERATIONS = 25
+CRASHES = 25
+
+
+@dataclass(slots=True, eq=False)
+class Change:
+    """What a client did to a range, and when."""
+
+    begin: int
+    end: int
+    content: bytes
+    begun: int
+    ended: int | None = None
+
+
+@dataclass(slots=True)
+class History:
+    """All that clients did, by the clock of the file."""
+
+    before: bytes
+    changes: list[Change] = field(default_factory=list)
+    flushes: list[tuple[int, int]] = field(default_factory=list)
+
+    def may_hold(self, sector: int, time: int) -> set[bytes]:
+        """What a sector may hold after a crash at that time."""
+        begin, end = sector * SECTOR, (sector + 1) * SECTOR
+        flushed = max((begun for begun, ended in self.flushes if ended <= time), default=0)
+        touching = [
+            change
+            for change in self.changes
+            if change.begin <= begin and end <= change.end and change.begun <= time
+        ]
+        safe = [c for c in touching if c.ended is not None and c.ended <= flushed]
+        newest = max((change.begun for change in safe), default=0)
+        possible = {
+            change.content[begin - change.begin : end - change.begin]
+            for change in touching
+            if change.ended is None or change.ended >= newest
+        }
+        return possible if safe else possible | {self.before[begin:end]}
+
+
+async def client(device: Any, file: LoggedFile, history: History, random: Random) -> None:
+    for _ in range(OPERATIONS):
+        begin = random.randrange(DISK // SECTOR) * SECTOR
+        length = min(random.choice((1, 2, 8, 40, 100)) * SECTOR, DISK - begin)
+        kind = random.choice(("write",) * 6 + ("zero", "keep", "discard", "flush"))
+        if kind == "flush":
+            started = file.tick()
+            await device.flush()
+            history.flushes.append((started, file.tick()))
+            continue
+        content = random.randbytes(length) if kind == "write" else bytes(length)
+        change = Change(begin, begin + length, content, file.tick())
+        history.changes.append(change)
+        if kind == "write":
+            await device.pwrite(begin, memoryview(content))
+        elif kind == "discard":
+            # Ragged ends keep their content, so what may be there is told after looking.
+            await device.pwrite_zeroes(begin, length, may_unmap=True)
+            await device.pdiscard(begin, length)
+        else:
+            await device.pwrite_zeroes(begin, length, may_unmap=kind == "zero")
+        change.ended = file.tick()
+
+
+async def look_at(image: bytes, backing: bytes | None, time: int, history: History) -> None:
+    file = LoggedFile(image)
+    if Header.parse(image).incompatible & Incompatible.DIRTY:
+        await checked(file, Fix.ALL)
+    found = await checked(file)
+    assert not found.corruptions, found.messages
+    nodes = [] if backing is None else [MemoryNode(backing, name="base")]
+    more: dict[str, Any] = {} if backing is None else {"backing": "base"}
+    async with opened(file, *nodes, read_only=True, **more) as device:
+        content = await content_of(device)
+    for sector in range(DISK // SECTOR):
+        part = content[sector * SECTOR : (sector + 1) * SECTOR]
+        assert part in history.may_hold(sector, time), f"sector {sector} at {time}"
+
+
+IMAGES = {
+    "64k": CreateOptions(size=DISK),
+    "4k": CreateOptions(size=DISK, cluster_size=4096),
+    "512": CreateOptions(size=DISK, cluster_size=512, refcount_bits=64),
+    "subclusters": CreateOptions(size=DISK, cluster_size=16384, is_extended=True),
+    "version 2": CreateOptions(size=DISK, version=2, cluster_size=1024),
+    "late refcounts": CreateOptions(size=DISK, cluster_size=512, refcount_bits=32, is_lazy=True),
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("has_backing", [False, True], ids=["alone", "with backing"])
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_crash_at_any_instant_loses_nothing_that_was_flushed(
+    name: str, has_backing: bool, seed: int
+) -> None:
+    random = Random(f"{name} {has_backing} {seed}")
+    backing = random.randbytes(DISK) if has_backing else None
+
+    async def run() -> None:
+        file = LoggedFile(empty_image(IMAGES[name]), seed=seed)
+        nodes = [] if backing is None else [MemoryNode(backing, name="base")]
+        more: dict[str, Any] = {} if backing is None else {"backing": "base"}
+        history = History(backing or bytes(DISK))
+        # So small that tables have to be written before a flush.
+        more |= {"l2_cache_size": 512, "l2_cache_entry_size": 512, "refcount_cache_size": 512}
+        async with opened(file, *nodes, pass_discard_other=True, **more) as device:
+            clients = (client(device, file, history, random) for _ in range(CLIENTS))
+            await asyncio.gather(*clients)
+        last = file.tick()
+        for _ in range(CRASHES):
+            time = random.randrange(last + 1)
+            await look_at(file.after_crash(time, random), backing, time, history)
+        found = await checked(file)
+        assert (found.corruptions, found.leaks) == (0, 0), found.messages
+
+    asyncio.run(run())
