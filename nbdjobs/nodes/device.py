@@ -96,8 +96,9 @@ class Device(Door):
         """
         self.hold()
         try:
-            with draining_below(self):
-                await self.idle()
+            if self._in_flight:  # otherwise requests of others need not hurry
+                with draining_below(self):
+                    await self.idle()
         except BaseException:
             self.release()
             raise

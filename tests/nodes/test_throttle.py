@@ -276,6 +276,20 @@ def test_closing_a_device_does_not_wait_for_limits() -> None:
     run(scenario, iops_total=1)
 
 
+def test_closing_an_idle_device_does_not_hurry_others() -> None:
+    async def scenario(rig: Rig, node: Node) -> None:
+        await node.pread(0, buffer())
+        waiting = begin(node.pread(0, buffer()))
+        await settle()
+        await Device(rig.graph, node).close()
+        await settle()
+        assert not waiting.done()
+        rig.clock.advance(1)
+        await waiting
+
+    run(scenario, iops_total=1)
+
+
 def test_the_filter_shows_what_is_below_it() -> None:
     async def scenario(rig: Rig, node: Node) -> None:
         assert node.size == SIZE
