@@ -124,6 +124,11 @@ class BackupOptions:
     perf: BackupPerf = BackupPerf()
     job: JobOptions = field(default_factory=JobOptions)
 
+    @property
+    def chosen_job_id(self) -> str:
+        """Name of the job, which may not be one that is allowed."""
+        return self.device_name if self.job_id is None else self.job_id
+
 
 async def start_backup(
     jobs: Jobs, graph: Graph, source: Node, target: Node, options: BackupOptions
@@ -169,7 +174,7 @@ def create_backup(
                 f"Required max-chunk ({options.perf.max_chunk}) is less than"
                 f" backup cluster size ({copy.cluster_size})"
             )
-        job_id = options.device_name if options.job_id is None else options.job_id
+        job_id = options.chosen_job_id
         jobs.check_id(job_id)
         job = BackupJob(jobs, graph, job_id, options, node, transaction)
         jobs.add(job)
@@ -186,6 +191,18 @@ def create_backup(
     return job
 
 
+def check_source(jobs: Jobs, source: Node, options: BackupOptions) -> None:
+    """Refuse what cannot work whatever the target, before one is made for it.
+
+    Raises:
+        CommandError: It cannot.
+    """
+    source.op_blockers.check(BlockOp.BACKUP_SOURCE)
+    _check_bitmap(options)
+    _check_perf(options.perf)
+    jobs.check_id(options.chosen_job_id)
+
+
 def _check(source: Node, target: Node, options: BackupOptions) -> None:
     """Refuse what cannot work, in QEMU's words and order."""
     _check_bitmap(options)
@@ -196,12 +213,16 @@ def _check(source: Node, target: Node, options: BackupOptions) -> None:
         raise CommandError("Compression is not supported for this drive ")
     source.op_blockers.check(BlockOp.BACKUP_SOURCE)
     target.op_blockers.check(BlockOp.BACKUP_TARGET)
-    if not 1 <= options.perf.max_workers <= MAX_WORKERS:
-        raise CommandError(f"max-workers must be between 1 and {MAX_WORKERS}")
-    if options.perf.max_chunk < 0:
-        raise CommandError("max-chunk must be zero (which means no limit) or positive")
+    _check_perf(options.perf)
     if source.size != target.size:
         raise CommandError("Source and target image have different sizes")
+
+
+def _check_perf(perf: BackupPerf) -> None:
+    if not 1 <= perf.max_workers <= MAX_WORKERS:
+        raise CommandError(f"max-workers must be between 1 and {MAX_WORKERS}")
+    if perf.max_chunk < 0:
+        raise CommandError("max-chunk must be zero (which means no limit) or positive")
 
 
 def _check_bitmap(options: BackupOptions) -> None:
@@ -235,9 +256,9 @@ def _insert_filter(
             ),
             jobs.clock,
         )
-        copy_before_write.insert(graph, source, target, node)
     except CommandError as error:
         raise CommandError(f"Could not create node: {error}") from error
+    copy_before_write.insert(graph, source, target, node)
     return node
 
 

@@ -419,16 +419,18 @@ def insert(graph: Graph, source: Node, target: Node, node: CopyBeforeWrite) -> N
     """Put the filter between a node and all its users; inside a drained section of `source`.
 
     Raises:
-        CommandError: Permissions conflict; nothing has changed.
+        CommandError: Permissions conflict, in QEMU's words; nothing has changed.
     """
+    doing = "create"
     try:
         graph.attach(node, "file", source, Role.FILTERED)
         graph.attach(node, "target", target, Role.TARGET)
+        doing = "replace"
         graph.replace(source, node)
         graph.add(node)
-    except CommandError:
+    except CommandError as error:
         _detach_children(graph, node)
-        raise
+        raise CommandError(f"Could not {doing} node: {error}") from error
 
 
 def take_back(graph: Graph, node: CopyBeforeWrite) -> None:

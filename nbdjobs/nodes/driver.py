@@ -7,12 +7,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from nbdjobs.nodes.config import NodeConfig
 from nbdjobs.nodes.graph import Graph, Role
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.options import BlockdevOptions
+
+if TYPE_CHECKING:
+    from nbdjobs.nodes.images import ImagePlace
 
 OptionsT = TypeVar("OptionsT", bound=BlockdevOptions)
 
@@ -46,6 +49,22 @@ class DriverNode(Node, Generic[OptionsT]):
     change; None if the driver's nodes cannot be reopened at all."""
 
     given: OptionsT | None = None
+
+    creates_images: ClassVar[bool] = False
+    """Whether `create_image` makes new images of this driver's format."""
+
+    @classmethod
+    async def create_image(cls, place: ImagePlace, size: int) -> None:
+        """Make an empty image; a format that has more than the disk's bytes writes its own here.
+
+        Args:
+            place: Where; what fails after its `make_room` is taken back by the caller.
+            size: Bytes of the disk.
+
+        Raises:
+            CommandError: It cannot be done, in QEMU's words.
+        """
+        await place.make_room(size)
 
     @classmethod
     def children_of(cls, options: OptionsT) -> tuple[ChildReference, ...]:

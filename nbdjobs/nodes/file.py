@@ -118,6 +118,7 @@ class FileNode(DriverNode[FileOptions]):
     driver: ClassVar[str] = "file"
     options_type: ClassVar[type[BlockdevOptions]] = FileOptions
     storage_type: ClassVar[type[FileStorage]] = FileStorage
+    creates_images: ClassVar[bool] = True
     mutable_options: ClassVar[frozenset[str] | None] = frozenset(
         {"drop-cache", "x-check-cache-dropped"}
     )
@@ -217,6 +218,12 @@ class FileNode(DriverNode[FileOptions]):
     def content_options(self) -> dict[str, object]:
         """Driver and path."""
         return {"driver": self.driver, "filename": self._storage.path}
+
+    @property
+    def file_id(self) -> tuple[int, int]:
+        """Device and inode of the file."""
+        status = os.fstat(self._storage.fd)
+        return status.st_dev, status.st_ino
 
     @property
     def highest_offset_written(self) -> int:

@@ -61,14 +61,24 @@ async def open_node(
     """
     if options.node_name is None:
         raise CommandError("'node-name' must be specified for the root node")
+    node = await open_unowned(graph, options, drivers)
+    node.is_owned_by_user = True
+    return node
+
+
+async def open_unowned(
+    graph: Graph, options: BlockdevOptions, drivers: Mapping[str, AnyDriver] = DRIVERS
+) -> Node:
+    """Open a node like `open_node`, but for somebody who will use it: it goes with its last user.
+
+    It need not have a name. Whoever finds no use for it hands it to `Graph.drop_if_unused`.
+    """
     opening = _Opening(graph, drivers)
     try:
-        node = await opening.open(options, TOP_LEVEL)
+        return await opening.open(options, TOP_LEVEL)
     except BaseException:
         await opening.undo()
         raise
-    node.is_owned_by_user = True
-    return node
 
 
 class _Opening:

@@ -10,16 +10,18 @@ Source: QEMU qapi/block-core.json (BlockdevOptionsRaw) and the behaviour of its 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from nbdjobs.errors import CommandError
+from nbdjobs.errors import CommandError, NodeError
 from nbdjobs.nodes.config import SECTOR, NodeConfig
 from nbdjobs.nodes.driver import ChildReference, DriverNode, Reopening
 from nbdjobs.nodes.events import DebugEvent
 from nbdjobs.nodes.gate import Operation
 from nbdjobs.nodes.graph import Edge, Graph, Role
+from nbdjobs.nodes.image_formats import format_of
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.options import BlockdevOptions, BlockdevRef
 from nbdjobs.nodes.permissions import Permission
@@ -54,11 +56,13 @@ class RawNode(DriverNode[RawOptions]):
 
     driver: ClassVar[str] = "raw"
     is_format: ClassVar[bool] = True
+    creates_images: ClassVar[bool] = True
     options_type: ClassVar[type[BlockdevOptions]] = RawOptions
     mutable_options: ClassVar[frozenset[str] | None] = frozenset({"offset", "size"})
 
     def __init__(self, name: str, config: NodeConfig, options: RawOptions):
         super().__init__(name, config)
+        self._is_guarded = False
         self.set_window(options)
 
     def set_window(self, options: RawOptions) -> None:
@@ -130,9 +134,19 @@ class RawNode(DriverNode[RawOptions]):
 
     def storage_at(self, offset: int) -> tuple[Node, int]:
         """Where the child stores the byte, unless this node has to see writes to it."""
-        if self.write_threshold:
+        if self.write_threshold or self._is_guarded:
             return self, offset
         return self._file.storage_at(self._offset + offset)
+
+    def guard_format(self) -> None:
+        """Refuse writes after which the image would look like one of another format.
+
+        For one that is raw only because it looks like nothing else. The format shows in the first
+        sector, which is written as a whole from now on.
+        """
+        self._is_guarded = True
+        alignment = max(self.limits.request_alignment, SECTOR)
+        self.set_limits(replace(self.limits, request_alignment=alignment))
 
     def begin_writeback(self, offset: int, length: int) -> None:
         """Pass the hint on."""
@@ -167,6 +181,10 @@ class RawNode(DriverNode[RawOptions]):
         return file.pread(self._offset + offset, buffer)
 
     def _pwrite(self, offset: int, data: memoryview, fua: bool) -> Operation:
+        if self._is_guarded and not offset and format_of(data) != "raw":
+            raise NodeError(
+                errno.EPERM, "this would change the format that the image seems to have"
+            )
         file = self.edges["file"].node
         if file.takes_debug_events:
             return self._announced_pwrite(self._offset + offset, data, fua)
