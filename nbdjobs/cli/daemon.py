@@ -77,6 +77,8 @@ def daemon_main(
         if line.wants_version:
             print(f"{PROGRAM} version {__version__}")
             return 0
+        if line.wants_trace_events:
+            return 0
         logging_as_chosen = logging_to(logs or log_options(os.environ))
         with logging_as_chosen, _in_background(line.is_daemonized) as told_parent:
             _run(line, told_parent if on_ready is None else _both(told_parent, on_ready))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from nbdjobs.cli.daemon_trace import wants_list
 from nbdjobs.daemon.addresses import UNIX_PATH_LIMIT
 from nbdjobs.errors import CommandError
 
@@ -46,6 +47,8 @@ Options that take effect in the order in which they are given:
                          start the NBD server
   --object <type>,id=<id>[,<property>=<value>...]
                          make an object: secret, throttle-group, iothread
+  -T, --trace [enable=]<pattern>[,events=<file>][,file=<file>]
+                         accepted without effect: there are no trace events
 
 The value of --blockdev, --export, --monitor, --nbd-server and --object may also be JSON.
 
@@ -54,6 +57,9 @@ Options that hold for the whole run:
   --check                check the command line, say all that is wrong, start nothing
   --daemonize            go to the background once everything is set up
   --pidfile <path>       write the process id to a file once everything is set up
+
+Exit code: 0 after a clean stop; 1 if it cannot start, for wrong usage too, as
+qemu-storage-daemon has it (other subcommands of nbdjobs end with 2 then).
 
 Environment:
 
@@ -72,9 +78,14 @@ _LONG: Final = (
     "nbd-server=",
     "object=",
     "pidfile=",
+    "trace=",
     "version",
 )
 
+
+_SHORT: Final = "hT:V"
+_LONG_NAMES: Final = {"T": "trace"}
+"""Short options that mean what a long one does, as far as that matters here."""
 
 _HINTS: Final = {
     r"Parameter 'id' expects an identifier": (
@@ -127,6 +138,7 @@ class CommandLine:
         pidfile: Where to write the process id, or None.
         wants_help: Show the help and do nothing else.
         wants_version: Show the version and do nothing else.
+        wants_trace_events: List the trace events, of which there are none, and do nothing else.
     """
 
     steps: tuple[Step, ...] = ()
@@ -134,6 +146,7 @@ class CommandLine:
     pidfile: str | None = None
     wants_help: bool = False
     wants_version: bool = False
+    wants_trace_events: bool = False
 
 
 def without_check(arguments: list[str]) -> list[str] | None:
@@ -156,13 +169,14 @@ def parse_command_line(arguments: list[str]) -> CommandLine:
         UsageError: An unknown option, a missing value, or a word that is no option.
     """
     try:
-        found, rest = getopt.getopt(arguments, "hV", list(_LONG))
+        found, rest = getopt.getopt(arguments, _SHORT, list(_LONG))
     except getopt.GetoptError as error:
         raise UsageError(_describe(error), error.opt) from error
     if rest:
         raise UsageError(f"{rest[0]}: Unexpected argument", rest[0])
-    options = [(name.lstrip("-"), text) for name, text in found]
-    typed = _as_typed(arguments, options)
+    short = [(name.lstrip("-"), text) for name, text in found]
+    options = [(_LONG_NAMES.get(name, name), text) for name, text in short]
+    typed = _as_typed(arguments)
     names = {name for name, _ in options}
     pidfiles = [text for name, text in options if name == "pidfile"]
     return CommandLine(
@@ -175,23 +189,51 @@ def parse_command_line(arguments: list[str]) -> CommandLine:
         pidfile=pidfiles[-1] if pidfiles else None,
         wants_help=not names.isdisjoint({"h", "help"}),
         wants_version=not names.isdisjoint({"V", "version"}),
+        wants_trace_events=any(name == "trace" and wants_list(text) for name, text in options),
     )
 
 
-SETTING_UP: Final = frozenset({"blockdev", "chardev", "export", "monitor", "nbd-server", "object"})
+SETTING_UP: Final = frozenset(
+    {"blockdev", "chardev", "export", "monitor", "nbd-server", "object", "trace"}
+)
 
 
-def _as_typed(arguments: list[str], options: list[tuple[str, str]]) -> Iterator[str]:
-    """Each option as it stands on the command line: `--export=X`, `--export X`, `--exp X`."""
+def _as_typed(arguments: list[str]) -> Iterator[str]:
+    """Each option as it stands on the command line: `--export=X`, `--export X`, `--exp X`.
+
+    Short ones in a bundle come one by one.
+    """
     words = iter(arguments)
-    for name, _ in options:
-        word = next(words)
-        has_value_apart = f"{name}=" in _LONG and "=" not in word
-        yield f"{word} {next(words)}" if has_value_apart else word
+    for word in words:
+        if not word.startswith("--"):
+            yield from _short_ones(word, words)
+        elif "=" in word or not _takes_value(word[2:]):
+            yield word
+        else:
+            yield f"{word} {next(words)}"
+
+
+def _takes_value(name: str) -> bool:
+    """Whether a long option that was understood, perhaps abbreviated, has a value."""
+    found = [each for each in _LONG if each.rstrip("=") == name]
+    found = found or [each for each in _LONG if each.startswith(name)]
+    return found[0].endswith("=")
+
+
+def _short_ones(bundle: str, words: Iterator[str]) -> Iterator[str]:
+    for number, letter in enumerate(bundle[1:], start=2):
+        if f"{letter}:" not in _SHORT:
+            yield f"-{letter}"
+            continue
+        value = bundle[number:]
+        yield f"-{letter}{value}" if value else f"-{letter} {next(words)}"
+        return
 
 
 def _describe(error: getopt.GetoptError) -> str:
     dashed = f"--{error.opt}" if len(error.opt) > 1 else f"-{error.opt}"
+    if "requires argument" in error.msg and len(error.opt) == 1:
+        return f"option requires an argument -- '{error.opt}'"
     if "requires argument" in error.msg:
         return f"option '{dashed}' requires an argument"
     if "not a unique prefix" in error.msg:

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Final
 
 from nbdjobs.cli.daemon_options import Step
+from nbdjobs.cli.daemon_trace import check_trace
 from nbdjobs.daemon.daemon import Daemon
 from nbdjobs.daemon.exports import BlockExportOptions, NbdServerOptions
 from nbdjobs.daemon.object_options import ObjectOptions
@@ -81,7 +82,9 @@ class Setup:
             "monitor": self._monitor,
             "nbd-server": self._nbd_server,
             "object": self._object,
+            "trace": self._trace,
         }
+        self._typed = ""
 
     async def apply(self, step: Step) -> None:
         """Apply one option.
@@ -89,6 +92,7 @@ class Setup:
         Raises:
             CommandError: It is refused.
         """
+        self._typed = step.typed
         await self._appliers[step.option](step.text)
 
     async def _blockdev(self, text: str) -> None:
@@ -107,6 +111,10 @@ class Setup:
     async def _object(self, text: str) -> None:
         value, is_keyval = parse_option(text, implied_key="qom-type")
         self._daemon.objects.add(visit(ObjectOptions, value, keyval=is_keyval))
+
+    async def _trace(self, text: str) -> None:
+        for warning in check_trace(text, self._typed):
+            self._warn(warning)
 
     async def _chardev(self, text: str) -> None:
         options = self._read_chardev(text)
