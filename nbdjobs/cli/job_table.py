@@ -129,10 +129,12 @@ def table(rows: Sequence[JobRow], *, selected: str | None = None) -> Table:
     for heading in ("DONE", "RATE", "LIMIT"):
         drawn.add_column(heading, justify="right")
     drawn.add_column("LEFT")
-    drawn.add_column("ERROR")
+    has_trouble = any(map(_trouble, rows))
+    if has_trouble:
+        drawn.add_column("ERROR")
     for row in rows:
-        style = "reverse" if row.id == selected else None
-        drawn.add_row(*(Text(cell) for cell in _cells(row)), style=style)
+        cells = [*_cells(row), *([_trouble(row)] if has_trouble else [])]
+        drawn.add_row(*map(Text, cells), style="reverse" if row.id == selected else None)
     return drawn
 
 
@@ -146,7 +148,6 @@ def _cells(row: JobRow) -> tuple[str, ...]:
         "-" if row.rate is None else format_rate(row.rate),
         format_rate(row.speed) if row.speed else "-",
         "-" if left is None else format_range(left.low, left.high),
-        _trouble(row),
     )
 
 

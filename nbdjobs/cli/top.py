@@ -42,7 +42,7 @@ _PAUSED: Final = frozenset({"paused", "standby"})
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    parser.epilog = "Where the output is not a terminal, one screen is printed."
+    parser.epilog = "Where the output is no terminal that can be drawn on, one screen is printed."
     common.add_server(parser)
     parser.add_argument(
         "--interval",
@@ -74,7 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
         CliError: The server cannot be asked, or went away.
     """
     console = Console(file=sys.stdout)
-    is_once = arguments.once or not (arguments.json or console.is_terminal)
+    is_live = console.is_terminal and not console.is_dumb_terminal
+    is_once = arguments.once or not (arguments.json or is_live)
     path, interval = common.server(arguments), arguments.interval
     if is_once:
         watching = _print_once(path, interval, console, is_json=arguments.json)

@@ -68,7 +68,7 @@ def _parts(view: View, keys: str, selected: str | None, message: str) -> Iterato
     yield Text(message, style="yellow") if message else Text(keys, style="dim")
     if message or keys:
         yield Text()
-    yield exports_table(view.exports)
+    yield exports_table(view.exports, has_statistics=view.has_statistics)
     if view.exports and not view.has_statistics:
         yield Text(NO_STATISTICS, style="dim")
     if view.overview.jobs:
@@ -78,22 +78,26 @@ def _parts(view: View, keys: str, selected: str | None, message: str) -> Iterato
     yield overview.draw(replace(view.overview, server=GRAPH))
 
 
-def exports_table(rows: Sequence[ExportRow]) -> RenderableType:
-    """Draw the exports: a line for reads and one for writes, or one for an export at rest."""
+def exports_table(rows: Sequence[ExportRow], *, has_statistics: bool) -> RenderableType:
+    """Draw the exports: a line for reads and one for writes, or one for an export at rest.
+
+    Without statistics there is nothing but their clients to show.
+    """
     if not rows:
         return Text("no exports")
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     drawn.add_column("EXPORT")
     drawn.add_column("CLIENTS", justify="right")
-    drawn.add_column("")
-    for heading in ("IOPS", "RATE", "P50", "P99", "AVERAGE"):
-        drawn.add_column(heading, justify="right")
+    if has_statistics:
+        drawn.add_column("")
+        for heading in ("IOPS", "RATE", "P50", "P99", "AVERAGE"):
+            drawn.add_column(heading, justify="right")
     for row in rows:
         first = (
             f"{row.id} (shutting down)" if row.is_shutting_down else row.id,
             "-" if row.clients is None else str(row.clients),
         )
-        for cells in _flows(row):
+        for cells in _flows(row) if has_statistics else [()]:
             drawn.add_row(*(Text(cell) for cell in (*first, *cells)))
             first = ("", "")
     return drawn

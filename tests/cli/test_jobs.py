@@ -57,6 +57,7 @@ def test_rates_come_from_two_looks() -> None:
 def test_a_limit_and_an_error_have_columns() -> None:
     limited = JobWatch().rows(0.0, [job()], [details(speed=5 * MIB)])
     assert drawn(*limited)[1] == "j backup running 0 % - 5.0 MiB/s -"
+    assert "ERROR" not in drawn(*limited)[0]
     failed = JobWatch().rows(0.0, [job(50 * MIB, "concluded", error="No space")], [details()])
     assert drawn(*failed)[1] == "j backup concluded 50 % - - - No space"
 

@@ -40,6 +40,15 @@ def test_one_screen_is_printed_where_there_is_no_terminal(
     assert "├── export export-disk0 (nbd)" in lines
 
 
+def test_a_terminal_that_cannot_be_drawn_on_gets_one_screen(operated: Operated) -> None:
+    words = ("top", "--qmp", str(operated.socket), *QUICK)
+    with Terminal(*words, environment={"TERM": "dumb"}) as terminal:
+        text = terminal.rest()
+        assert terminal.process.returncode == ExitCode.DONE
+    assert text.count("EXPORT") == 1
+    assert "\x1b[?1049h" not in text
+
+
 def test_programs_read_an_object(operated: Operated, capsys: pytest.CaptureFixture[str]) -> None:
     operated.start_job()
     assert operated.run("top", "--once", "--json", *QUICK) == ExitCode.DONE
