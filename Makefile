@@ -5,6 +5,8 @@
 #   make test       all tests, those with real clients included (installs Debian packages if root)
 #   make test-unit  the tests that need nothing but Python
 #   make test-container  builds the container image and tests it (Podman; as root)
+#   make fuzz       any bytes at everything that reads bytes, for minutes (FUZZ_ARGS="--seconds 600")
+#   make soak       a busy server for minutes, and what is left behind (SOAK_ARGS="--seconds 600")
 #   make lint       format, lint and types
 #   make bench      one table beside qemu-nbd, qemu-storage-daemon and nbdkit
 #   make man        manual pages in man/, from what --help says (a wheel made then has them)
@@ -15,6 +17,8 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_ARGS ?=
+SOAK_ARGS ?=
 SETUP := pyproject.toml scripts/make-venv
 
 .DEFAULT_GOAL := help
@@ -49,6 +53,14 @@ test-unit: $(VENV)/.ready-dev
 test-container: interop-tools
 	@$(MAKE) --no-print-directory $(VENV)/.ready-dev
 	NBDJOBS_CONTAINER_TEST=1 $(PYTHON) -m pytest tests/docker $(PYTEST_ARGS)
+
+# Guided by coverage where atheris can be installed, which no other target asks for.
+fuzz: $(VENV)/.ready-dev
+	@$(PYTHON) -c "import atheris" 2>/dev/null || $(PYTHON) -m pip install --quiet atheris || true
+	$(PYTHON) -m tests.fuzz $(FUZZ_ARGS)
+
+soak: $(VENV)/.ready-dev
+	$(PYTHON) -m tests.soak $(SOAK_ARGS)
 
 lint: $(VENV)/.ready-dev
 	$(PYTHON) -m ruff check
