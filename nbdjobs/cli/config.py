@@ -14,7 +14,7 @@ nbdjobs is in the file, too.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Final
 
@@ -105,6 +105,9 @@ class Config:
 
 SECTIONS: Final = tuple(each.name.replace("_", "-") for each in fields(Config))
 
+#: Those that are there once, while of the others there is one for each name.
+_SINGLE: Final = ("nbd", "qmp", "log")
+
 _NO_THREADS: Final = "one event loop serves all"
 EXPORT_REFUSED: Final = {
     "type": "every export is one for NBD",
@@ -154,9 +157,11 @@ class _Reader:
         self._doubtful: set[str] = set()
 
     def read(self) -> Reading:
-        for key in self._document:
+        for key, value in self._document.items():
             if key not in SECTIONS:
-                self._walk.complain(below("", key), f"unknown key, {suggest(key, SECTIONS)}")
+                self._walk.complain(below("", key), f"unknown key{suggest(key, SECTIONS)}")
+            elif key not in _SINGLE and not isinstance(value, dict):
+                self._walk.complain(key, f"expected tables such as [{key}.NAME]")
         nbd = self._section("nbd", NbdSection)
         self._check_address()
         config = Config(
@@ -181,7 +186,7 @@ class _Reader:
     ) -> dict[str, dict[str, Any]]:
         """The tables of a section by name, without those in which anything is wrong."""
         found = {}
-        for name, value in self._named(section):
+        for name, value in self._named(section).items():
             path = below(section, name)
             before = len(self._walk.problems)
             read = self._walk.table(cls, value, path, refused=refused or {})
@@ -191,24 +196,23 @@ class _Reader:
                 self._doubtful.add(name)
         return found
 
-    def _named(self, section: str) -> Iterable[tuple[str, Any]]:
-        value = self._document.get(section, {})
-        if isinstance(value, dict):
-            return value.items()
-        self._walk.complain(section, f"expected tables such as [{section}.NAME]")
-        return ()
+    def _named(self, section: str) -> dict[str, Any]:
+        value = self._document.get(section)
+        return value if isinstance(value, dict) else {}
 
     def _nodes(self) -> dict[str, dict[str, Any]]:
-        before = len(self._walk.problems)
         nodes = self._tables("nodes", BlockdevOptions, NODE_REFUSED)
         uses: dict[str, list[str]] = {}
         for path, name in self._walk.references:
             self._check_node(path, name)
-            user = next(each for each in self._all("nodes") if _is_below(path, each))
-            uses.setdefault(user, []).append(name)
-        if len(self._walk.problems) > before:
-            return nodes
+            used = self._table_of(self._walk.inline.get(name, ""), default=name)
+            uses.setdefault(self._table_of(path), []).append(used)
         return {name: nodes[name] for name in self._in_order(nodes, uses)}
+
+    def _table_of(self, path: str, default: str = "") -> str:
+        """The name of the node in whose table a path is."""
+        tables = (name for name in self._named("nodes") if _is_below(path, name))
+        return next(tables, default)
 
     def _exports(self) -> dict[str, dict[str, Any]]:
         exports = self._tables("exports", BlockExportOptionsNbd, EXPORT_REFUSED)
@@ -217,13 +221,10 @@ class _Reader:
             self._check_node(path, options["node-name"])
         return exports
 
-    def _all(self, section: str) -> list[str]:
-        return [name for name, _ in self._named(section)]
-
     def _check_node(self, path: str, name: str) -> None:
-        known = [*self._all("nodes"), *sorted(self._walk.inline)]
+        known = [*self._named("nodes"), *self._walk.inline]
         if name not in known:
-            self._walk.complain(path, f"there is no node '{name}', {suggest(name, known)}")
+            self._walk.complain(path, f"there is no node '{name}'{suggest(name, known)}")
             self._doubtful.add(name)
 
     def _in_order(self, nodes: Tables, uses: Mapping[str, list[str]]) -> list[str]:
@@ -235,12 +236,14 @@ class _Reader:
             if name in under_way:
                 circle = " -> ".join([*under_way[under_way.index(name) :], name])
                 self._walk.complain(below("nodes", name), f"the node uses itself: {circle}")
+                self._doubtful.add(name)
             elif name not in ordered and name in nodes:
                 under_way.append(name)
                 for used in uses.get(name, ()):
                     place(used)
                 under_way.pop()
-                ordered.append(name)
+                if name not in self._doubtful:
+                    ordered.append(name)
 
         for name in nodes:
             place(name)

@@ -83,8 +83,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
     words = list(known)
     close = difflib.get_close_matches(word, words, n=1)
     if close:
-        return f"did you mean '{close[0]}'?"
-    return f"expected one of {', '.join(words)}" if words else "expected none"
+        return f", did you mean '{close[0]}'?"
+    return f", expected one of {', '.join(words)}" if words else ""
 
 
 def kind_of(value: object) -> str:
@@ -99,12 +99,12 @@ class Walk:
     Attributes:
         problems: All that is wrong, in the order of the file's tables.
         references: Nodes that are referred to by name: where, and which.
-        inline: Names of nodes that are written inside others.
+        inline: Where nodes are written inside others, by their names.
     """
 
     problems: list[Problem] = field(default_factory=list)
     references: list[tuple[str, str]] = field(default_factory=list)
-    inline: set[str] = field(default_factory=set)
+    inline: dict[str, str] = field(default_factory=dict)
 
     def complain(self, path: str, text: str) -> None:
         """Note that something is wrong."""
@@ -144,7 +144,7 @@ class Walk:
                 read[key] = self.read(declared[key].type, content, here)
             else:
                 known = [name for name in declared if name not in refused]
-                self.complain(here, f"unknown key, {suggest(key, known)}")
+                self.complain(here, f"unknown key{suggest(key, known)}")
         for name, member in declared.items():
             if not (member.is_optional or name in value or name in refused):
                 self.complain(
@@ -172,7 +172,7 @@ class Walk:
             self._expected("a string", tag, below(path, union.tag))
             return None
         if tag not in branches:
-            text = f"there is no '{tag}', {suggest(tag, branches)}"
+            text = f"there is no '{tag}'{suggest(tag, branches)}"
             self.complain(below(path, union.tag), text)
         return branches.get(tag)
 
@@ -204,10 +204,12 @@ class Walk:
         read = self.table(cls, value, path)
         name = read.get("node-name")
         if isinstance(name, str):
-            self.inline.add(name)
+            self.inline[name] = path
         return read
 
     def _alternate(self, type_: AlternateType, value: Any, path: str) -> Any:
+        if value == "" and NullType() in type_.branches:
+            return None  # TOML has no null; an option's value is null when it is empty, too
         for branch in type_.branches:
             if _fits(branch, value):
                 if type_.name.startswith(_NODE_REFERENCE) and isinstance(value, str):
@@ -230,7 +232,7 @@ class Walk:
             self._expected(expected(type_), value, path)
         elif value not in [word.value for word in type_.enum]:
             words = [word.value for word in type_.enum]
-            self.complain(path, f"there is no '{value}', {suggest(value, words)}")
+            self.complain(path, f"there is no '{value}'{suggest(value, words)}")
 
     def _integer(self, type_: IntType, value: Any, path: str) -> int:
         low, high = type_.limits.low, type_.limits.high

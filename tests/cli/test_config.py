@@ -104,6 +104,56 @@ def test_a_node_comes_behind_those_it_refers_to() -> None:
     assert list(reading.config.nodes) == ["bottom", "middle", "top", "lone"]
 
 
+def test_the_order_is_right_even_where_something_is_wrong() -> None:
+    reading = read_config(
+        """
+        [nodes.top]
+        driver = "raw"
+        file = "inner"
+        [nodes.wrong]
+        driver = "raw"
+        [nodes.bottom]
+        driver = "raw"
+        file = { driver = "null-co", node-name = "inner" }
+        """
+    )
+    assert [problem.path for problem in reading.problems] == ["nodes.wrong"]
+    assert list(reading.config.nodes) == ["bottom", "top"]
+
+
+def test_a_node_in_a_circle_is_doubtful() -> None:
+    reading = read_config(
+        """
+        [nodes.user]
+        driver = "raw"
+        file = "a"
+        [nodes.a]
+        driver = "raw"
+        file = "b"
+        [nodes.b]
+        driver = "raw"
+        file = "a"
+        """
+    )
+    assert [str(problem) for problem in reading.problems] == [
+        "nodes.a: the node uses itself: a -> b -> a"
+    ]
+    assert "a" not in reading.config.nodes
+    assert "a" in reading.doubtful
+
+
+def test_an_empty_string_is_null_where_null_means_something() -> None:
+    text = """
+        [nodes.q]
+        driver = "qcow2"
+        file = { driver = "null-co" }
+        backing = ""
+    """
+    reading = read_config(text)
+    assert reading.problems == ()
+    assert reading.config.nodes["q"]["backing"] is None
+
+
 def test_inline_nodes_may_be_referred_to_by_name() -> None:
     text = """
         [nodes.disk]
@@ -125,6 +175,7 @@ def test_inline_nodes_may_be_referred_to_by_name() -> None:
         ('"a b" = 1', f'"a b": unknown key, expected one of {", ".join(SECTIONS)}'),
         ("nbd = 1", "nbd: expected a table, not a number"),
         ("nodes = 1", "nodes: expected tables such as [nodes.NAME]"),
+        ("exports = []", "exports: expected tables such as [exports.NAME]"),
         ("nodes.disk = true", "nodes.disk: expected a table, not true or false"),
         ("[nbd]\nsokket = 1", "nbd.sokket: unknown key, did you mean 'socket'?"),
         ("[nbd]\nsocket = 1", "nbd.socket: expected a string, not a number"),
@@ -206,7 +257,7 @@ def test_inline_nodes_may_be_referred_to_by_name() -> None:
         ),
         (
             '[exports.e]\nnode-name = "x"',
-            "exports.e.node-name: there is no node 'x', expected none",
+            "exports.e.node-name: there is no node 'x'",
         ),
         (
             DISK + '[exports.e]\nnode-name = "disk"\nid = "x"',
