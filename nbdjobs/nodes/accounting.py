@@ -34,11 +34,14 @@ class Account:
 
     def note_time(self, begun: float) -> None:
         """Take account of the time of a request that began at `begun` and ends now."""
-        now = perf_counter()
-        self.last_end_s = now
-        self.total_time_s += now - begun
+        self.note_duration(perf_counter() - begun)
+
+    def note_duration(self, duration_s: float) -> None:
+        """Take account of the time of a request that ends now."""
+        self.last_end_s = perf_counter()
+        self.total_time_s += duration_s
         if self.histogram is not None:
-            self.histogram.count(now - begun)
+            self.histogram.count(duration_s)
 
 
 @dataclass(slots=True)

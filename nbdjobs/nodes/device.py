@@ -193,6 +193,13 @@ class Device(Door):
             account.note_time(begun)
         return found
 
+    def note_hole(self, length: int, duration_s: float) -> None:
+        """Take account of a read that was answered by telling of a hole."""
+        account = self._reads
+        account.operations += 1
+        account.length += length
+        account.note_duration(duration_s)
+
     async def pwrite(self, offset: int, data: memoryview, *, fua: bool = False) -> None:
         """Write `data` at `offset`; with `fua`, return only when it is on stable storage."""
         length = len(data)

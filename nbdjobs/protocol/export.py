@@ -87,6 +87,15 @@ class Backend(Protocol):
         """
         ...
 
+    def note_hole(self, length: int, duration_s: float) -> None:
+        """Take account of a read that was answered by telling of a hole.
+
+        Args:
+            length: Bytes of the hole.
+            duration_s: Seconds that it took to find out.
+        """
+        ...
+
     def pwrite(self, offset: int, data: memoryview, *, fua: bool = False) -> Request:
         """Write `data` at `offset`; with `fua`, return only when it is on stable storage."""
         ...

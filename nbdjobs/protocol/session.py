@@ -18,6 +18,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from time import perf_counter
 from typing import Any, Final
 
 from nbdjobs.eager import start
@@ -421,7 +422,9 @@ class Session:
         if not length:
             self.out.append(self._replies.empty(cookie, offset))
             return
+        begun = perf_counter()
         runs = _runs(await self._extents(allocation, offset, length, MAX_READ_EXTENTS), length)
+        looked_s = perf_counter() - begun
         if len(runs) == 1 and not runs[0].flags:
             await self._read(cookie, offset, length)
             return
@@ -431,6 +434,7 @@ class Session:
         for number, (run_length, is_hole) in enumerate(runs, 1):
             done = _DONE if number == len(runs) else 0
             if is_hole:
+                self._backend.note_hole(run_length, looked_s)
                 pieces.append(self._replies.hole(cookie, offset, start, run_length, done))
             else:
                 buffer = self._take_buffer(run_length)

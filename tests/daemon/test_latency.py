@@ -66,6 +66,22 @@ def test_requests_of_clients_are_counted_from_then_on(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_holes_count_as_reads(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with exporting(tmp_path) as (rig, monitor):
+            rig.add_disk("sparse")
+            await rig.export(monitor, "sparse", id="s")
+            await monitor.get(SET, id="s", boundaries=[AGES_NS])
+            client = await rig.client("sparse")
+            assert await client.read(0, 8192) == bytes(8192)
+            devices = await monitor.get("query-blockstats")
+            (shown,) = (each["stats"] for each in devices if each["qdev"] == "s")
+            assert (shown["rd_operations"], shown["rd_bytes"]) == (1, 8192)
+            assert shown["rd_latency_histogram"]["bins"] == [1, 0]
+
+    asyncio.run(main())
+
+
 def test_kinds_can_have_boundaries_of_their_own_and_keep_them(tmp_path: Path) -> None:
     async def main() -> None:
         async with exporting(tmp_path) as (_, monitor):

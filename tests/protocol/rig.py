@@ -78,6 +78,10 @@ class MemoryDisk:
     def pread_now(self, offset: int, buffer: memoryview, data_only: bool) -> bool:
         return False
 
+    def note_hole(self, length: int, duration_s: float) -> None:
+        assert duration_s >= 0
+        self.calls.append(("note_hole", length))
+
     async def pread(self, offset: int, buffer: memoryview) -> None:
         await self._begin("pread", offset, len(buffer))
         buffer[:] = self.content[offset : offset + len(buffer)]

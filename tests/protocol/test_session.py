@@ -253,6 +253,7 @@ def test_holes_travel_as_holes(style: HeaderStyle) -> None:
             kinds = [chunk.kind for chunk in chunks]
             hole, data_kind = ReplyType.OFFSET_HOLE, ReplyType.OFFSET_DATA
             assert kinds == [hole, data_kind, hole]
+            assert rig.disk.calls.count(("note_hole", 2 * BLOCK)) == 2
             assert await client.read(0, 5 * BLOCK) == bytes(2 * BLOCK) + data + bytes(2 * BLOCK)
             chunks = await client.ask(Command.READ, 0, 5 * BLOCK, flags=Flag.DF)
             assert [chunk.kind for chunk in chunks] == [data_kind]
