@@ -160,11 +160,17 @@ def test_help_has_a_line_for_each_command() -> None:
 INFO_NAMES = ("block", "block-jobs", "blockstats", "status")
 
 
-def test_there_is_no_processor_to_choose() -> None:
-    with pytest.raises(CommandError, match="Parameter 'cpu-index' expects a CPU number"):
-        asyncio.run(
-            execute(Daemon(), "human-monitor-command", command_line="info status", cpu_index=0)
+@pytest.mark.parametrize("number", [-1, 1])
+def test_there_is_no_processor_to_choose_but_the_first(number: int) -> None:
+    async def status(number: int) -> str:
+        answer: str = await execute(
+            Daemon(), "human-monitor-command", command_line="info status", cpu_index=number
         )
+        return answer
+
+    assert asyncio.run(status(0)) == "VM status: running\n"
+    with pytest.raises(CommandError, match="Parameter 'cpu-index' expects a CPU number"):
+        asyncio.run(status(number))
 
 
 def test_exports_and_jobs_are_shown(tmp_path: Path) -> None:

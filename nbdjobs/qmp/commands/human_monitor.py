@@ -17,15 +17,20 @@ from nbdjobs.qmp.registry import command
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HumanMonitorCommand:
-    """Arguments of human-monitor-command; there are no processors to choose from."""
+    """Arguments of human-monitor-command.
+
+    Attributes:
+        command_line: What to run.
+        cpu_index: The processor meant; clients such as qmp-shell always name the first.
+    """
 
     command_line: str
-    cpu_index: int | None = None
+    cpu_index: int = 0
 
 
 @command("human-monitor-command", features=("savevm-monitor-nodes",))
 async def human_monitor_command(daemon: Daemon, arguments: HumanMonitorCommand) -> str:
     """Run a line, and answer with all that the monitor would print."""
-    if arguments.cpu_index is not None:
+    if arguments.cpu_index:
         raise CommandError("Parameter 'cpu-index' expects a CPU number")
     return await run_monitor_line(daemon, arguments.command_line)
