@@ -10,15 +10,24 @@ import stat
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 from nbdjobs.cli.exits import CliError
 from nbdjobs.cli.locks import is_used, is_written
 
+QCOW2_MAGIC: Final = b"QFI\xfb"
+
+#: Where the size of the disk is in a qcow2 image (docs/interop/qcow2 of QEMU, "Header").
+QCOW2_SIZE_AT: Final = 24
+
+#: Bytes of an image that say what it is.
+HEADER: Final = QCOW2_SIZE_AT + 8
+
 #: How other formats begin. Served as raw bytes such a file would show its metadata as the disk.
 FOREIGN_MAGIC: Final = {
-    b"QFI\xfb": "qcow2",
+    QCOW2_MAGIC: "qcow2",
     b"KDMV": "vmdk",
     b"COWD": "vmdk",
     b"conectix": "vpc",
@@ -35,33 +44,43 @@ EXPORT_NAME_MAX: Final = 4096
 _NODE_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 
 
+class Format(StrEnum):
+    """How a disk is laid out in an image."""
+
+    RAW = "raw"
+    QCOW2 = "qcow2"
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
     """A disk image that can be served.
 
     Attributes:
         path: Absolute path.
-        size: Bytes.
+        size: Bytes of the disk.
         is_device: A block device rather than a regular file.
+        format: How the disk is laid out in it.
     """
 
     path: Path
     size: int
     is_device: bool
+    format: Format = Format.RAW
 
     @property
     def driver(self) -> str:
-        """The node driver that opens it."""
+        """The node driver that opens the file or device."""
         return "host_device" if self.is_device else "file"
 
 
-def look_at(path: Path, *, read_only: bool, is_raw: bool) -> Image:
+def look_at(path: Path, *, read_only: bool, chosen: Format | None = None) -> Image:
     """Open an image once and see whether it can be served.
 
     Args:
         path: What the user named.
         read_only: It need not be writable.
-        is_raw: The user says that it is a raw image, whatever its first bytes look like.
+        chosen: What the user says that it is. It is never guessed: who can write to a raw disk
+            could make it look like an image with a backing file of their choice.
 
     Raises:
         CliError: It is missing, something else than a file or block device, not accessible,
@@ -77,7 +96,7 @@ def look_at(path: Path, *, read_only: bool, is_raw: bool) -> Image:
         with path.open("rb" if read_only else "r+b", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
-            start = file.read(8)
+            start = file.read(HEADER)
         is_taken = is_written(path) if read_only else is_used(path)
     except OSError as error:
         raise CliError(_reason(path, error, read_only=read_only)) from error
@@ -85,9 +104,12 @@ def look_at(path: Path, *, read_only: bool, is_raw: bool) -> Image:
         raise CliError(f"'{path}' is empty: expected a disk image (truncate -s 1G makes one)")
     if is_taken:
         raise CliError(f"'{path}' is in use by another program: expected an image nobody else has")
-    if not is_raw:
+    if chosen is None:
         _refuse_foreign(path, start)
-    return Image(path=path.absolute(), size=size, is_device=stat.S_ISBLK(mode))
+    is_device = stat.S_ISBLK(mode)
+    if chosen is Format.QCOW2:
+        return Image(path.absolute(), _size_in(path, start), is_device, chosen)
+    return Image(path.absolute(), size, is_device)
 
 
 def _reason(path: Path, error: OSError, *, read_only: bool) -> str:
@@ -99,10 +121,19 @@ def _reason(path: Path, error: OSError, *, read_only: bool) -> str:
 def _refuse_foreign(path: Path, start: bytes) -> None:
     for magic, name in FOREIGN_MAGIC.items():
         if start.startswith(magic):
+            is_served = name in list(Format)
+            hint = f"--format {name} serves the disk in it, " if is_served else ""
             raise CliError(
                 f"'{path}' looks like a {name} image: expected a raw one"
-                " (--format raw serves its bytes as they are)"
+                f" ({hint}--format raw serves its bytes as they are)"
             )
+
+
+def _size_in(path: Path, start: bytes) -> int:
+    """Bytes of the disk in a qcow2 image; the daemon looks at the rest when it opens it."""
+    if len(start) < HEADER or not start.startswith(QCOW2_MAGIC):
+        raise CliError(f"'{path}' is not a qcow2 image: expected one with --format qcow2")
+    return int.from_bytes(start[QCOW2_SIZE_AT:HEADER], "big")
 
 
 def export_names(paths: Sequence[Path], chosen: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Final
 
 from nbdjobs.cli import logs
 from nbdjobs.cli.exits import CliError, ExitCode
-from nbdjobs.cli.images import export_names, look_at, node_name
+from nbdjobs.cli.images import Format, export_names, look_at, node_name
 from nbdjobs.cli.runtime import NBD_SUFFIX, QMP_SUFFIX
 from nbdjobs.cli.serve_options import (
     Listen,
@@ -60,7 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--socket", type=Path, metavar="PATH", help="listen on this unix socket")
     parser.add_argument("--qmp", type=Path, metavar="PATH", help="control socket")
     parser.add_argument("--direct", action="store_true", help="bypass the page cache (O_DIRECT)")
-    parser.add_argument("--format", choices=["raw"], help="do not look at what the image contains")
+    parser.add_argument(
+        "--format",
+        choices=[each.value for each in Format],
+        help="what the images are (default: raw, and refused if they look like anything else)",
+    )
     parser.add_argument(
         "--max-connections", type=_count, metavar="N", help="NBD clients at once (default: 100)"
     )
@@ -138,9 +142,9 @@ def plan(arguments: argparse.Namespace) -> Serving:
         CliError: An image, name or socket path cannot be used.
     """
     names = export_names(arguments.images, arguments.names)
+    chosen = None if arguments.format is None else Format(arguments.format)
     images = [
-        look_at(path, read_only=arguments.read_only, is_raw=arguments.format == "raw")
-        for path in arguments.images
+        look_at(path, read_only=arguments.read_only, chosen=chosen) for path in arguments.images
     ]
     disks = tuple(Served(image, name) for image, name in zip(images, names, strict=True))
     return Serving(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 from urllib.parse import quote
 
-from nbdjobs.cli.images import Image, node_name
+from nbdjobs.cli.images import Format, Image, node_name
 from nbdjobs.cli.units import format_size
 
 #: Addresses that mean every interface: fine to listen at, useless to connect to.
@@ -158,8 +158,12 @@ def control_options(path: Path) -> tuple[str, str]:
 
 
 def _node(disk: Served, serving: Serving) -> Iterator[str]:
-    node = node_name(disk.name)
-    value = f"driver={disk.image.driver},node-name={node},filename={_escaped(str(disk.image.path))}"
+    node, image = node_name(disk.name), disk.image
+    filename = f"filename={_escaped(str(image.path))}"
+    if image.format is Format.RAW:
+        value = f"driver={image.driver},node-name={node},{filename}"
+    else:
+        value = f"driver={image.format},node-name={node},file.driver={image.driver},file.{filename}"
     # Space that clients discard goes back to the file system.
     value += ",read-only=on" if serving.read_only else ",discard=unmap"
     if serving.is_direct:

@@ -14,14 +14,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdjobs.cli.exits import CliError
-from nbdjobs.cli.images import FOREIGN_MAGIC, NODE_NAME_MAX, export_names, look_at, node_name
+from nbdjobs.cli.images import (
+    FOREIGN_MAGIC,
+    NODE_NAME_MAX,
+    QCOW2_MAGIC,
+    Format,
+    export_names,
+    look_at,
+    node_name,
+)
 from nbdjobs.cli.locks import FLOCK
 
 
 def look(path: Path) -> str:
     """Why an image is refused."""
     with pytest.raises(CliError) as refused:
-        look_at(path, read_only=False, is_raw=False)
+        look_at(path, read_only=False)
     assert str(path) in str(refused.value)
     return str(refused.value)
 
@@ -34,14 +42,14 @@ def image(tmp_path: Path) -> Path:
 
 
 def test_a_file_is_seen_with_its_size(image: Path) -> None:
-    found = look_at(image, read_only=False, is_raw=False)
+    found = look_at(image, read_only=False)
     assert (found.path, found.size, found.is_device) == (image, 1000, False)
     assert found.driver == "file"
 
 
 def test_a_relative_path_becomes_absolute(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(image.parent)
-    assert look_at(Path("disk.img"), read_only=False, is_raw=False).path == image
+    assert look_at(Path("disk.img"), read_only=False).path == image
 
 
 def test_a_missing_image_is_refused(tmp_path: Path) -> None:
@@ -65,7 +73,7 @@ def test_a_name_that_cannot_be_printed_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "di\nsk.img"
     path.write_bytes(b"x")
     with pytest.raises(CliError, match="printable"):
-        look_at(path, read_only=False, is_raw=False)
+        look_at(path, read_only=False)
 
 
 @pytest.mark.parametrize(
@@ -89,16 +97,30 @@ def test_an_image_that_another_program_uses_is_refused(
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, lock)
         if is_refused:
             with pytest.raises(CliError, match="in use by another program"):
-                look_at(image, read_only=read_only, is_raw=False)
+                look_at(image, read_only=read_only)
         else:
-            assert look_at(image, read_only=read_only, is_raw=False).size == 1000
+            assert look_at(image, read_only=read_only).size == 1000
 
 
 @pytest.mark.parametrize("magic", FOREIGN_MAGIC)
 def test_another_format_is_refused_unless_raw_is_asked_for(image: Path, magic: bytes) -> None:
     image.write_bytes(magic + bytes(1000))
     assert f"looks like a {FOREIGN_MAGIC[magic]} image" in look(image)
-    assert look_at(image, read_only=False, is_raw=True).size == 1000 + len(magic)
+    assert look_at(image, read_only=False, chosen=Format.RAW).size == 1000 + len(magic)
+
+
+def test_a_qcow2_image_is_served_as_one_only_if_that_is_asked_for(image: Path) -> None:
+    image.write_bytes(QCOW2_MAGIC + bytes(20) + (5 << 20).to_bytes(8, "big") + bytes(100))
+    assert "--format qcow2 serves the disk in it" in look(image)
+    found = look_at(image, read_only=False, chosen=Format.QCOW2)
+    assert (found.size, found.format) == (5 << 20, Format.QCOW2)
+
+
+@pytest.mark.parametrize("content", [bytes(1000), QCOW2_MAGIC + bytes(27)])
+def test_what_is_no_qcow2_image_is_not_served_as_one(image: Path, content: bytes) -> None:
+    image.write_bytes(content)
+    with pytest.raises(CliError, match="is not a qcow2 image"):
+        look_at(image, read_only=False, chosen=Format.QCOW2)
 
 
 def test_names_come_from_the_files() -> None:

@@ -73,7 +73,7 @@ def test_every_subcommand_has_help(name: str, capsys: pytest.CaptureFixture[str]
         (["serve", "a.img", "--tcp", "x"], "'x' is not an address: expected PORT"),
         (["serve", "a.img", "--tcp", "1", "--socket", "s"], "not allowed with"),
         (["serve", "a.img", "--max-connections", "0"], "expected 1 or more"),
-        (["serve", "a.img", "--format", "qcow2"], "invalid choice: 'qcow2'"),
+        (["serve", "a.img", "--format", "vmdk"], "invalid choice: 'vmdk'"),
         (["backup", "disk"], "required: TARGET"),
         (["backup", "disk", "b", "--speed", "fast"], "'fast' is not a size"),
         (["backup", "disk", "b", "--sync", "top"], "invalid choice: 'top'"),

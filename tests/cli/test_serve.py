@@ -210,3 +210,16 @@ def test_its_uris_work_with_nbdinfo(image: Path, tmp_path: Path, runtime: Path) 
         uri = f"nbd+unix:///?socket={runtime / 'disk.nbd.sock'}"
         assert run("nbdinfo", "--size", uri) == f"{MIB}\n"
         server.end(signal.SIGTERM)
+
+
+@pytest.mark.interop
+def test_a_qcow2_image_is_served_and_backed_up(tmp_path: Path) -> None:
+    image, backup = tmp_path / "disk.qcow2", tmp_path / "backup.img"
+    run("qemu-img", "create", "-f", "qcow2", image, str(MIB))
+    with running(image, "--format", "qcow2") as server:
+        assert server.lines[0] == f"serving {image} (1.0 MiB, read-write)"
+        run("qemu-io", "-f", "raw", "-c", "write -P 7 64k 64k", server.uris[0])
+        assert main(["backup", "disk", str(backup), "--no-progress"]) == 0
+        server.end(signal.SIGTERM)
+    assert backup.read_bytes() == bytes(64 << 10) + b"\7" * (64 << 10) + bytes(MIB - (128 << 10))
+    run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", image, backup)

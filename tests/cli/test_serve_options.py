@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdjobs.cli.images import Image, node_name
+from nbdjobs.cli.images import Format, Image, node_name
 from nbdjobs.cli.serve_options import (
     Served,
     Serving,
@@ -84,6 +84,13 @@ def test_the_other_switches_are_translated() -> None:
 def test_a_block_device_has_its_own_driver() -> None:
     options = daemon_options(serving(Served(image("/dev/sdb", is_device=True), "sdb")))
     assert values(options, "--blockdev")[0].startswith("driver=host_device,")
+
+
+def test_an_image_in_a_format_has_its_file_below_it() -> None:
+    disk = Served(Image(Path("/a,b.qcow2"), MIB, False, Format.QCOW2), "disk")
+    assert values(daemon_options(serving(disk)), "--blockdev") == [
+        "driver=qcow2,node-name=disk,file.driver=file,file.filename=/a,,b.qcow2,discard=unmap"
+    ]
 
 
 def test_commas_in_paths_and_names_are_doubled() -> None:
@@ -169,6 +176,9 @@ def test_daemons_take_the_options(
         path = tmp_path / file
         path.write_bytes(bytes(MIB))
         disks.append(Served(image(str(path)), name))
+    qcow2 = tmp_path / "e.qcow2"
+    run("qemu-img", "create", "-f", "qcow2", qcow2, str(MIB))
+    disks.append(Served(Image(qcow2, MIB, False, Format.QCOW2), "e"))
     listen = UnixListen(sockets / "nbd.sock")
     options = daemon_options(
         serving(*disks, listen=listen, qmp=sockets / "control.sock", max_connections=10)
