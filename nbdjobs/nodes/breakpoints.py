@@ -12,6 +12,7 @@ Source: QEMU `block/blkdebug.c` and `docs/devel/blkdebug.rst` for the behaviour.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from nbdjobs.nodes.events import DebugEvent
@@ -39,7 +40,7 @@ class BreakPoints:
     def __init__(self) -> None:
         self._points: list[_BreakPoint] = []
         self._held: list[_Held] = []
-        self._arrivals: set[asyncio.Future[None]] = set()
+        self._waiting: dict[asyncio.Future[bool], str] = {}
         self._is_over = False
 
     def add(self, event: DebugEvent, tag: str) -> None:
@@ -48,9 +49,13 @@ class BreakPoints:
             self._points.insert(0, _BreakPoint(event, tag))
 
     def remove(self, tag: str) -> bool:
-        """Forget break points, and let go what is held at them; whether any was there to forget."""
+        """Forget break points, and let go what is held at them; whether any was there to forget.
+
+        Nobody waits for a request under the tag any more, either.
+        """
         before = len(self._points)
         self._points = [point for point in self._points if point.tag != tag]
+        self._wake(has_arrived=False, tags={tag})
         while self.resume(tag):
             pass
         return len(self._points) < before
@@ -68,20 +73,30 @@ class BreakPoints:
         """Whether a request is held under the tag now."""
         return any(held.tag == tag for held in self._held)
 
-    async def reached(self, tag: str) -> None:
-        """Wait until a request is held under the tag."""
+    async def reached(self, tag: str) -> bool:
+        """Wait until a request is held under the tag; False if that will not be any more."""
         while not self.is_holding(tag):
+            if self._is_over:
+                return False
             arrival = asyncio.get_running_loop().create_future()
-            self._arrivals.add(arrival)
+            self._waiting[arrival] = tag
             try:
-                await arrival
+                if not await arrival:
+                    return False
             finally:
-                self._arrivals.discard(arrival)
+                del self._waiting[arrival]
+        return True
+
+    def _wake(self, *, has_arrived: bool, tags: Collection[str]) -> None:
+        for arrival, tag in self._waiting.items():
+            if tag in tags and not arrival.done():
+                arrival.set_result(has_arrived)
 
     def end(self) -> None:
         """Let everything go on, and hold nothing any more."""
         self._is_over = True
         self._points.clear()
+        self._wake(has_arrived=False, tags=set(self._waiting.values()))
         while self._held:
             self.resume(self._held[0].tag)
 
@@ -96,9 +111,7 @@ class BreakPoints:
         for point, each in zip(met, held, strict=True):
             self._points.remove(point)
             self._held.insert(0, each)
-        for arrival in self._arrivals:
-            if not arrival.done():
-                arrival.set_result(None)
+        self._wake(has_arrived=True, tags={point.tag for point in met})
         try:
             for each in held:
                 await each.resumed

@@ -14,6 +14,7 @@ import pytest
 from nbdjobs.daemon import side_requests
 from nbdjobs.protocol.constants import Command
 from nbdjobs.qmp.qemu_io import image, reads, words
+from nbdjobs.qmp.qemu_io.shell import run_line
 from tests.daemon.rig import Monitor, Rig, running
 from tests.jobs.rig import turns
 from tests.nodes.faults import MemoryNode, Op
@@ -156,6 +157,19 @@ def test_a_node_with_a_held_request_is_not_deleted(tmp_path: Path) -> None:
             await io(monitor, "debug", "remove_break A")
             await io(monitor, "debug", "aio_flush")
             await monitor.get("blockdev-del", node_name="debug")
+
+    asyncio.run(scenario())
+
+
+def test_removing_a_break_point_ends_the_wait_for_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with debugged(tmp_path) as (rig, _monitor, _disk):
+            await run_line(rig.daemon, "debug", "break pwritev A")
+            waiting = asyncio.create_task(run_line(rig.daemon, "debug", "wait_break A"))
+            await turns()
+            assert await run_line(rig.daemon, "debug", "remove_break A") == ""
+            gone = "Could not wait for breakpoint A: No such file or directory\n"
+            assert await waiting == gone
 
     asyncio.run(scenario())
 

@@ -201,6 +201,26 @@ def test_who_waits_for_a_request_is_woken_by_the_one_it_waits_for_or_cancelled()
     with_stack(scenario)
 
 
+@pytest.mark.parametrize("end", ["remove", "shutdown"])
+def test_who_waits_for_a_tag_gives_up_when_it_is_removed(end: str) -> None:
+    async def scenario(stack: Stack) -> None:
+        waiting = [asyncio.create_task(stack.points.reached(tag)) for tag in ("A", "B")]
+        await turns()
+        if end == "remove":
+            assert not stack.points.remove("A")
+            assert not await waiting[0]
+            await turns()
+            assert not waiting[1].done()
+            stack.points.remove("B")
+        else:
+            stack.debug.begin_shutdown()
+            assert not await waiting[0]
+            assert not await stack.points.reached("A")
+        assert not await waiting[1]
+
+    with_stack(scenario)
+
+
 def test_a_drained_section_waits_for_what_is_held() -> None:
     async def scenario(stack: Stack) -> None:
         stack.points.add(DebugEvent.PWRITEV, "A")

@@ -21,6 +21,7 @@ from nbdjobs.errors import CommandError
 from nbdjobs.qmp.commands import REGISTRY
 from nbdjobs.qmp.commands.human.line import Argument, Flag, LineError, Word, parse_arguments
 from nbdjobs.qmp.commands.human.texts import size_text
+from nbdjobs.qmp.commands.human_monitor import MAX_LINE
 
 MIB = 1024 * 1024
 NODES: Sequence[dict[str, object]] = (
@@ -171,6 +172,12 @@ def test_there_is_no_processor_to_choose_but_the_first(number: int) -> None:
     assert asyncio.run(status(0)) == "VM status: running\n"
     with pytest.raises(CommandError, match="Parameter 'cpu-index' expects a CPU number"):
         asyncio.run(status(number))
+
+
+def test_an_endless_line_is_refused() -> None:
+    assert answer_to("x" * MAX_LINE).startswith("unknown command: 'xxx")
+    with pytest.raises(CommandError, match=f"more than {MAX_LINE} characters"):
+        answer_to("x" * (MAX_LINE + 1))
 
 
 def test_exports_and_jobs_are_shown(tmp_path: Path) -> None:

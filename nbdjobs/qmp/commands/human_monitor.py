@@ -8,6 +8,7 @@ Source: QEMU qapi/misc.json.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from nbdjobs.daemon.daemon import Daemon
 from nbdjobs.errors import CommandError
@@ -28,9 +29,15 @@ class HumanMonitorCommand:
     cpu_index: int = 0
 
 
+MAX_LINE: Final = 64 * 1024
+"""Longest line in characters: its words take many times the memory that it takes itself."""
+
+
 @command("human-monitor-command", features=("savevm-monitor-nodes",))
 async def human_monitor_command(daemon: Daemon, arguments: HumanMonitorCommand) -> str:
     """Run a line, and answer with all that the monitor would print."""
     if arguments.cpu_index:
         raise CommandError("Parameter 'cpu-index' expects a CPU number")
+    if len(arguments.command_line) > MAX_LINE:
+        raise CommandError(f"Parameter 'command-line' has more than {MAX_LINE} characters")
     return await run_monitor_line(daemon, arguments.command_line)

@@ -67,10 +67,12 @@ async def _resume(command: IoCommand, target: Target, words: Words) -> str:
 
 async def _wait_break(command: IoCommand, target: Target, words: Words) -> str:
     (tag,) = words.operands
-    points = _break_points(target, "Could not wait for breakpoint")
+    refusal = f"Could not wait for breakpoint {tag}"
+    points = _break_points(target, refusal)
     async with target.opened(permissions.NONE):  # meanwhile, nobody deletes the node
-        await points.reached(tag)
-    return ""
+        if await points.reached(tag):
+            return ""
+    raise RefusedError(f"{refusal}: {_NO_SUCH}\n")
 
 
 COMMANDS: Final = (
