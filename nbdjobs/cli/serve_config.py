@@ -92,7 +92,7 @@ async def check_config(reading: Reading, stem: str) -> tuple[ConfigServing, list
 
     problems = list(reading.problems)
     serving = _place(reading.config, stem, problems)
-    wrong = {problem.path.partition(".")[0] for problem in problems}
+    wrong = _sections(problems)
     sound = tuple(step for step in steps(serving) if step.typed not in wrong)
     doubtful = {*reading.doubtful, *({NBD_SERVER} if "nbd" in wrong else ())}
     found = await check(CommandLine(steps=sound), doubtful)
@@ -103,18 +103,24 @@ def _place(config: Config, stem: str, problems: list[Problem]) -> ConfigServing:
     """Find out where the sockets are to be; what is wrong with that is added to the problems."""
     qmp = Path(stem)
     listen: Listen = _NOWHERE
-    if not any(problem.path.startswith("qmp") for problem in problems):
+    wrong = _sections(problems)
+    if "qmp" not in wrong:
         try:
             qmp = unix_socket(_path(config.qmp.socket), stem + QMP_SUFFIX)
         except CliError as error:
             problems.append(Problem("qmp.socket", str(error)))
-    if not any(problem.path.startswith("nbd") for problem in problems):
+    if "nbd" not in wrong:
         try:
             listen = _listen(config, stem)
         except CliError as error:
             problems.append(Problem("nbd", str(error)))
     is_found = config.qmp.socket is None
     return ConfigServing(config=config, listen=listen, qmp=qmp, is_found=is_found)
+
+
+def _sections(problems: list[Problem]) -> set[str]:
+    """The outermost tables in which something is wrong."""
+    return {problem.path.partition(".")[0] for problem in problems}
 
 
 def _path(text: str | None) -> Path | None:
