@@ -288,11 +288,11 @@ class Session:
         try:
             task = start(operation)
         except Exception as error:
-            self._refuse_failed(cookie, offset, error)
+            self._refuse_failed(cookie, offset, length, error)
         else:
             if task is not None:
                 cost = length if command == READ or payload is not None else 0
-                self._track(task, buffer, cookie, offset, cost)
+                self._track(task, buffer, cookie, offset, length, cost)
 
     def _operation(
         self,
@@ -325,6 +325,7 @@ class Session:
         buffer: ReceiveBuffer,
         cookie: int,
         offset: int,
+        length: int,
         cost: int,
     ) -> None:
         """Count a request that had to wait, with `cost` bytes of payload, until it ends."""
@@ -341,15 +342,21 @@ class Session:
             self._tasks.discard(task)
             self.update_held()
             if not task.cancelled() and (error := task.exception()) is not None:
-                self._refuse_failed(cookie, offset, error)
+                self._refuse_failed(cookie, offset, length, error)
             self._notify()
 
         task.add_done_callback(ended)
 
-    def _refuse_failed(self, cookie: int, offset: int, error: BaseException) -> None:
-        """Reply to a request whose operation failed."""
+    def _refuse_failed(self, cookie: int, offset: int, length: int, error: BaseException) -> None:
+        """Reply to a request whose operation failed.
+
+        Where it failed is told only if that is inside the request, which the specification asks
+        for: a write may fail because of the whole cluster that a backup has to copy before it.
+        """
         if isinstance(error, NodeError):
-            self._refuse(cookie, offset, error.errno, error.message, error.offset)
+            at = error.offset
+            is_inside = at is not None and offset <= at < offset + length
+            self._refuse(cookie, offset, error.errno, error.message, at if is_inside else None)
             return
         _log.error("request on '%s' failed unexpectedly", self.export.name, exc_info=error)
         self._refuse(cookie, offset, errno.EIO, "internal error")

@@ -227,6 +227,21 @@ def test_errors_of_the_disk_travel_with_text_and_offset(
     asyncio.run(main())
 
 
+@CHUNKED
+@pytest.mark.parametrize("at", [0, 511, 1536, 4096])
+def test_an_error_outside_the_request_has_no_offset(style: HeaderStyle, at: int) -> None:
+    async def main() -> None:
+        async with running() as rig:
+            client = await Client.attach(rig.path, style=style)
+            rig.disk.failures["pwrite"] = NodeError(errno.EIO, "not copied", offset=at)
+            chunk = (await client.ask(Command.WRITE, 512, payload=bytes(1024)))[-1]
+            assert chunk.kind is ReplyType.ERROR
+            assert chunk.text == "not copied"
+            await client.close()
+
+    asyncio.run(main())
+
+
 def test_an_unexpected_exception_is_an_io_error_for_one_request_only(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
