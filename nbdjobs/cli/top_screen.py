@@ -115,7 +115,7 @@ def _flows(row: ExportRow) -> Iterator[tuple[str, ...]]:
 
 def _cells(flow: Flow) -> tuple[str, ...]:
     return (
-        f"{flow.iops:,.0f}",
+        f"{flow.iops:.2g}" if flow.iops < 9.95 else f"{flow.iops:,.0f}",
         format_rate(flow.rate),
         *(
             "-" if latency is None else format_latency(latency)

@@ -101,6 +101,14 @@ def test_what_is_not_known_is_a_dash() -> None:
     assert lines[3:5] == ["disk 2 read 10 1.0 MiB/s - - -", "write 0 0 B/s - - -"]
 
 
+@pytest.mark.parametrize(
+    ("iops", "text"),
+    [(0.25, "0.25"), (1, "1"), (9.94, "9.9"), (9.96, "10"), (1234567, "1,234,567")],
+)
+def test_few_requests_are_not_none(iops: float, text: str) -> None:
+    assert recorded(view(row(flow(iops, 1), flow())))[3].split()[3] == text
+
+
 def test_a_server_without_statistics_is_said_to_have_none() -> None:
     lines = recorded(view(row(None, None), has_statistics=False))
     assert lines[2:5] == ["EXPORT CLIENTS", "disk 2", NO_STATISTICS]
