@@ -127,8 +127,8 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         if header.has_data_file and "data-file" not in self.edges:
             if header.data_file is None:
                 raise CommandError("'data-file' is required for this image")
-            path = chain.combine(self._files.file.filename, header.data_file)
-            options = await chain.data_file_options(path)
+            # Unlike a backing file's, its name is not seen from the folder of the image.
+            options = await chain.data_file_options(header.data_file)
             children.append(ChildReference("data-file", options, Role.DATA))
         if header.backing_file and self._options.backing is None:
             children.append(await self._backing(header))

@@ -37,7 +37,7 @@ class Slice:
         is_dirty: They are not all in the file.
         is_pinned: They are being written.
         was_used: Somebody has looked at it since the cache last thought of forgetting it.
-        is_safe: None of its entries points at metadata.
+        is_safe: None of its entries points at metadata or behind the end of the file.
     """
 
     __slots__ = ("is_dirty", "is_pinned", "is_safe", "was_used", "words")
@@ -268,9 +268,10 @@ class Tables:
             return
         bits, mask = self._geometry.cluster_bits, self._geometry.host_mask
         kind_at = self._metadata.kind_at
-        entries = slice_.words[:: self._geometry.stride]
+        end = self._files.file.size
         slice_.is_safe = not any(
-            entry & COPIED and kind_at((entry & mask) >> bits) for entry in entries
+            entry & COPIED and ((entry & mask) >= end or kind_at((entry & mask) >> bits))
+            for entry in slice_.words[:: self._geometry.stride]
         )
 
     async def _own_table(self, index: int) -> None:

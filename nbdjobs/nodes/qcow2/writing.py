@@ -25,6 +25,7 @@ from nbdjobs.nodes.qcow2.constants import (
     OFFSET_MASK,
     SUBCLUSTERS,
 )
+from nbdjobs.nodes.qcow2.errors import CorruptionError
 from nbdjobs.nodes.qcow2.files import Files
 from nbdjobs.nodes.qcow2.geometry import Geometry
 from nbdjobs.nodes.qcow2.mapping import ALL_ALLOCATED, Kind, Words, unit_mask
@@ -335,10 +336,20 @@ class Writer:
     async def _write_in_place(self, slice_: Slice, extent: Extent, data: memoryview) -> None:
         if not slice_.is_safe:
             self._check_place(extent.host, extent.length)
+            self._check_inside(extent.host)
         node = self._files.data
         if node.takes_debug_events:
             await node.debug_event(DebugEvent.WRITE_AIO)
         await node.pwrite(extent.host, data[: extent.length])
+
+    def _check_inside(self, host: int) -> None:
+        """Refuse a place behind the end of the file, where data cannot have been before."""
+        if host >= self._files.file.size and not self._geometry.has_data_file:
+            raise CorruptionError(
+                "Preventing invalid write on data (outside of the image file)",
+                offset=round_down(host, self._geometry.cluster_size),
+                size=self._geometry.cluster_size,
+            )
 
     def _check_place(self, host: int, length: int) -> None:
         if self._geometry.has_data_file:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from nbdjobs.nodes.opening import open_node
 from nbdjobs.nodes.options import Discard
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.qcow2.check import CheckResult, Fix, check
+from nbdjobs.nodes.qcow2.create import CreateOptions, create
 from nbdjobs.nodes.qcow2.files import Files
 from nbdjobs.nodes.qcow2.header_file import HeaderFile
 from nbdjobs.nodes.qcow2.node import Qcow2Node
@@ -92,3 +93,23 @@ def qemu_img(*arguments: str | Path) -> str:
     )
     assert done.returncode == 0, f"qemu-img {arguments}: {done.stdout}{done.stderr}"
     return done.stdout
+
+
+async def make(path: Path, options: CreateOptions, data_file: Path | None = None) -> None:
+    """Make an image with `create`, in a file that is made, too."""
+    graph = Graph()
+    nodes: list[Node] = []
+    needed = WRITER | Permission.RESIZE
+    async with AsyncExitStack() as then:
+        for place in (path, data_file):
+            if place is None:
+                continue
+            place.touch()
+            name = f"file{len(nodes)}"
+            wanted = FileOptions(driver="file", node_name=name, filename=str(place))
+            node = await open_node(graph, wanted)
+            node.is_owned_by_user = False
+            device = Device(graph, node, needed=needed, shared=permissions.ALL)
+            then.push_async_callback(device.close)
+            nodes.append(node)
+        await create(options, *nodes)
