@@ -19,7 +19,7 @@ import pytest
 from tests.interop.conftest import DISK_SIZE, MIB, StartDaemon
 from tests.interop.daemon import Daemon, Disk, is_ours, unix_server
 from tests.interop.test_other_clients import fio
-from tests.interop.tools import PATIENCE_S, run, start
+from tests.interop.tools import PATIENCE_S, require, run, start
 
 pytestmark = pytest.mark.skipif(not is_ours(), reason="only nbdjobs holds the clients of exports")
 
@@ -220,6 +220,46 @@ def test_a_client_never_sees_an_error_that_stops(
         daemon.qmp.wait_event("RESUME")
         ended_well(io)
     assert disk.content(64 << 10, 64 << 10) == b"\x5a" * (64 << 10)
+
+
+@pytest.fixture
+def small_storage(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB, seen through a process that alone has it mounted."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    script = f"mount -t tmpfs -o size=2m tmpfs '{folder}' && echo ready && exec cat"
+    command = [require("unshare"), "--map-root-user", "--mount", "sh", "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
+        assert owner.stdin is not None
+        assert owner.stdout is not None
+        if owner.stdout.readline() != b"ready\n":
+            pytest.skip("a file system of its own needs rights to mount")
+        yield Path(f"/proc/{owner.pid}/root{folder}")
+        owner.stdin.close()
+
+
+def test_a_client_never_sees_that_the_storage_was_full(
+    start_daemon: StartDaemon, small_storage: Path
+) -> None:
+    disk, filler = Disk(small_storage / "disk.img"), small_storage / "filler"
+    filler.write_bytes(b"f" * (3 * MIB // 2))
+    with disk.path.open("wb") as file:
+        file.truncate(4 * MIB)
+    daemon = start_daemon(
+        *disk.blockdev(),
+        *unix_server(),
+        *("--export", f"type=nbd,id={EXPORT},node-name=disk0,writable=on,werror=enospc"),
+    )
+    with running(*qemu_io(daemon, "write -P 0x5a 0 1M", "flush", "read -P 0x5a 0 1M")) as io:
+        assert daemon.qmp.wait_event("BLOCK_IO_ERROR")["data"]["nospace"]
+        daemon.qmp.wait_event("STOP")
+        daemon.qmp.execute("cont")
+        daemon.qmp.wait_event("STOP")  # nothing has changed
+        filler.unlink()
+        daemon.qmp.execute("cont")
+        ended_well(io)
+    assert disk.content(0, MIB) == b"\x5a" * MIB
+    daemon.stop()  # before the file system goes
 
 
 @pytest.mark.parametrize(("error", "policy"), [(5, "werror=enospc"), (28, "werror=report")])
