@@ -16,7 +16,6 @@ import asyncio
 import errno
 import os
 import re
-import socket
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -34,14 +33,24 @@ from nbdjobs.daemon.addresses import (
     UnixSocketAddress,
     bind,
     check_unix_path,
+    flattened,
     passed_socket,
+)
+from nbdjobs.daemon.chardev import Chardev, NullChardev
+from nbdjobs.daemon.chardev_socket import SocketChardev
+from nbdjobs.daemon.chardevs import (
+    ChardevBackend,
+    ChardevFile,
+    Chardevs,
+    FileBackend,
+    SocketBackend,
+    socket_options,
 )
 from nbdjobs.daemon.daemon import Daemon
 from nbdjobs.daemon.exports import BlockExports
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes.driver import AnyDriver
 from nbdjobs.protocol.server import Server
-from nbdjobs.qmp.chardev import SocketChardev
 from nbdjobs.qmp.commands import REGISTRY
 from nbdjobs.qmp.server import QmpServer
 
@@ -163,6 +172,7 @@ class _Rehearsal(Daemon):
         self.exports = BlockExports(
             self.graph, self.objects, self.run, self.emit, listen=self._listen
         )
+        self.chardevs = _RehearsedChardevs()
         self._put_off: CommandError | None = None
 
     def raise_put_off(self) -> None:
@@ -181,27 +191,39 @@ class _Rehearsal(Daemon):
             self._put_off = error
 
 
-class _Monitors(QmpServer):
-    """Looks whether monitors could be opened."""
+class _RehearsedChardevs(Chardevs):
+    """Looks whether character devices could be made."""
 
-    async def open(self, options: SocketChardev, *, pretty: bool = False) -> list[socket.socket]:
-        if options.path is not None and options.is_server:
-            check_unix_path(options.path)
-            _check_unix(options.path)
-        elif options.path is not None:
+    async def make(self, name: str, backend: ChardevBackend) -> Chardev:
+        if isinstance(backend, FileBackend):
+            _check_output(backend.data)
+            return NullChardev(name)
+        if not isinstance(backend, SocketBackend):
+            return await super().make(name, backend)
+        options = socket_options(backend.data)
+        if not options.is_server and not options.reconnect and options.path is not None:
             _check_peer(options.path)
         elif options.is_server:
-            assert options.host is not None
-            assert options.port is not None
-            address = InetSocketAddress(
-                type="inet",
-                host=options.host,
-                port=options.port,
-                ipv4=options.ipv4,
-                ipv6=options.ipv6,
-            )
-            await _try_to_bind(address)
-        return []
+            await _look_at_address(flattened(backend.data.addr))
+        return SocketChardev(name, options)
+
+
+class _Monitors(QmpServer):
+    """Serves nobody."""
+
+    async def attach(self, chardev: SocketChardev, *, pretty: bool = False) -> None:
+        chardev.is_in_use = True
+
+
+def _check_output(data: ChardevFile) -> None:
+    path = Path(os.path.abspath(data.out))
+    reason = _why_not_made(path)
+    if path.is_dir():
+        reason = os.strerror(errno.EISDIR)
+    elif path.exists():
+        reason = None if os.access(path, os.W_OK) else os.strerror(errno.EACCES)
+    if reason is not None:
+        raise CommandError(f"Could not open '{data.out}': {reason}")
 
 
 # Addresses

@@ -4,40 +4,26 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from nbdjobs.cli.daemon_chardev import read_chardev
 from nbdjobs.cli.daemon_options import Step
 from nbdjobs.cli.daemon_trace import check_trace
+from nbdjobs.daemon.chardev_socket import SocketChardev
+from nbdjobs.daemon.chardevs import KINDS
 from nbdjobs.daemon.daemon import Daemon
 from nbdjobs.daemon.exports import BlockExportOptions, NbdServerOptions
 from nbdjobs.daemon.object_options import ObjectOptions
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes.graph import is_well_formed_id
 from nbdjobs.nodes.options import BlockdevOptions
-from nbdjobs.qapi.keyval import parse_keyval, parse_option
+from nbdjobs.qapi.keyval import parse_option
 from nbdjobs.qapi.visitor import visit
-from nbdjobs.qmp.chardev import SocketChardev
 from nbdjobs.qmp.server import QmpServer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChardevOptions:
-    """The value of `--chardev`."""
-
-    backend: str
-    id: str
-    path: str | None = None
-    host: str | None = None
-    port: str | None = None
-    ipv4: bool | None = None
-    ipv6: bool | None = None
-    server: bool = False
-    wait: bool | None = None
 
 
 class MonitorMode(StrEnum):
@@ -72,8 +58,6 @@ class Setup:
         self._daemon = daemon
         self._monitors = monitors
         self._warn = warn or _warn_on_stderr
-        self._chardevs: dict[str, SocketChardev] = {}
-        self._chardevs_in_use: set[str] = set()
         self._monitor_ids: set[str] = set()
         self._appliers: Final[Mapping[str, Callable[[str], Awaitable[None]]]] = {
             "blockdev": self._blockdev,
@@ -117,73 +101,28 @@ class Setup:
             self._warn(warning)
 
     async def _chardev(self, text: str) -> None:
-        options = self._read_chardev(text)
+        options = read_chardev(text, self._warn)
         if not is_well_formed_id(options.id):
             raise CommandError("Parameter 'id' expects an identifier")
-        if options.id in self._chardevs:
-            raise CommandError(f"Chardev with id '{options.id}' already exists")
-        if options.backend != "socket":
+        if options.backend not in KINDS:
             raise CommandError(f"'{options.backend}' is not a valid char driver name")
-        if options.path is None and options.host is None:
-            raise CommandError("chardev: socket: neither path nor host given")
-        if options.path is None and options.port is None:
-            raise CommandError("chardev: socket: no port given")
-        if options.wait is not None and not options.server:
-            raise CommandError("'wait' option is incompatible with socket in client connect mode")
-        self._chardevs[options.id] = SocketChardev(
-            path=options.path,
-            host=options.host,
-            port=options.port,
-            ipv4=options.ipv4,
-            ipv6=options.ipv6,
-            is_server=options.server,
-            wait=options.server and options.wait is not False,
-        )
-
-    def _read_chardev(self, text: str) -> ChardevOptions:
-        value = parse_keyval(self._with_long_booleans(text), implied_key="backend")
-        if isinstance(value, dict) and "id" not in value:
-            raise CommandError("chardev: no id specified")
-        if isinstance(value, dict) and "backend" not in value:
-            raise CommandError(f'chardev: "{value["id"]}" missing backend')
-        try:
-            return visit(ChardevOptions, value, keyval=True)
-        except CommandError as error:
-            # This option is older than the others, and so is its wording.
-            unknown = re.fullmatch(r"Parameter '(.*)' is unexpected", error.description)
-            if unknown is None:
-                raise
-            raise CommandError(f"Invalid parameter '{unknown[1]}'") from error
-
-    def _with_long_booleans(self, text: str) -> str:
-        """Write `server,nowait` as `server=on,wait=off`, as old command lines expect."""
-        first, *others = re.split(r"(?<!,),(?!,)", text)
-        return ",".join([first, *(self._with_long_boolean(part, text) for part in others)])
-
-    def _with_long_boolean(self, part: str, text: str) -> str:
-        if "=" in part or not part:
-            return part
-        long = f"{part[2:]}=off" if part.startswith("no") else f"{part}=on"
-        self._warn(
-            f"--chardev {text}: warning: short-form boolean option '{part}' deprecated\n"
-            f"Please use {long} instead"
-        )
-        return long
+        await self._daemon.chardevs.add(options.id, options.as_backend())
 
     async def _monitor(self, text: str) -> None:
         value, is_keyval = parse_option(text, implied_key="chardev")
         options = visit(MonitorOptions, value, keyval=is_keyval)
         if options.mode is MonitorMode.READLINE:
             raise CommandError("Only QMP is supported")
-        chardev = self._chardevs.get(options.chardev)
+        chardev = self._daemon.chardevs.find(options.chardev)
         if chardev is None:
             raise CommandError(f'chardev "{options.chardev}" not found')
-        if options.chardev in self._chardevs_in_use:
+        if chardev.is_in_use:
             raise CommandError(f"Device '{options.chardev}' is in use")
         if options.id is not None and options.id in self._monitor_ids:
             raise CommandError(f"Duplicate ID '{options.id}' for monitor")
-        await self._monitors.open(chardev, pretty=options.pretty)
-        self._chardevs_in_use.add(options.chardev)
+        if not isinstance(chardev, SocketChardev):
+            raise CommandError(f"Device '{chardev.name}' is no socket, which a monitor needs")
+        await self._monitors.attach(chardev, pretty=options.pretty)
         if options.id is not None:
             self._monitor_ids.add(options.id)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from nbdjobs.daemon.chardevs import Chardevs
 from nbdjobs.daemon.exports import BlockExports
 from nbdjobs.daemon.objects import Objects
 from nbdjobs.daemon.run_state import RunControl
@@ -49,6 +50,7 @@ class Daemon:
         graph: The nodes.
         devices: Devices that commands know by name.
         objects: User-created objects.
+        chardevs: Character devices, such as the sockets of monitors.
         run: Whether clients are served.
         exports: The NBD server and what it offers.
         jobs: All jobs.
@@ -65,6 +67,7 @@ class Daemon:
         self.graph.on_event = self.emit
         self.devices: dict[str, Device] = {}
         self.objects = Objects(self.graph)
+        self.chardevs = Chardevs()
         self.run = RunControl(self.all_devices, self.emit)
         self.exports = BlockExports(self.graph, self.objects, self.run, self.emit)
         self.jobs = Jobs(self.emit)
@@ -114,6 +117,7 @@ class Daemon:
         for node in list(self.graph.nodes.values()):
             node.is_owned_by_user = False
             await self.graph.drop_if_unused(node)
+        await self.chardevs.close()
 
     @staticmethod
     async def _flush(node: Node) -> None:

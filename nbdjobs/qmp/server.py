@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self
 
+from nbdjobs.daemon.chardev_socket import SocketChardev
 from nbdjobs.qapi.jsonparse import DEFAULT_LIMITS, JsonError, JsonLimits, Parsed
-from nbdjobs.qmp.chardev import SocketChardev, connect, open_listeners, remove_socket
 from nbdjobs.qmp.events import event_message
 from nbdjobs.qmp.registry import Registry
 from nbdjobs.qmp.session import Session
@@ -79,7 +78,7 @@ class QmpServer:
         self._is_over = is_over
         self._tasks = asyncio.TaskGroup()
         self._connections: dict[_Connection, asyncio.Task[None]] = {}
-        self._listeners: list[tuple[asyncio.Server, socket.socket]] = []
+        self._chardevs: list[SocketChardev] = []
         self._is_released = asyncio.Event()
         self._is_released.set()
 
@@ -96,6 +95,8 @@ class QmpServer:
         self.close()
         # No session lets an error out, so what the body raised can stay what it is.
         await self._tasks.__aexit__(None, None, None)
+        for chardev in self._chardevs:
+            await chardev.close()
 
     def hold_clients(self) -> None:
         """Let clients that come from now on wait for their greeting until `release_clients`."""
@@ -105,41 +106,22 @@ class QmpServer:
         """Serve clients from now on."""
         self._is_released.set()
 
-    async def open(self, options: SocketChardev, *, pretty: bool = False) -> list[socket.socket]:
-        """Serve QMP on a socket, from now until the server closes.
-
-        With `wait`, return when the first client has come. Cancelling leaves the socket open
-        until the server closes.
+    async def attach(self, chardev: SocketChardev, *, pretty: bool = False) -> None:
+        """Serve QMP to the clients of a socket, from now until the server closes.
 
         Args:
-            options: The socket.
+            chardev: The socket, which nobody else uses.
             pretty: Indent what is sent.
-
-        Returns:
-            The sockets that listen, for those who let the system choose a port.
-
-        Raises:
-            CommandError: The socket cannot be opened.
         """
-        if not options.is_server:
-            reader, writer = await asyncio.open_connection(sock=await connect(options))
-            self._accept(reader, writer, pretty)
-            return []
-        sockets = await open_listeners(options)
-        has_client = asyncio.Event()
+        chardev.is_in_use = True
+        self._chardevs.append(chardev)
 
-        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            has_client.set()
-            self._accept(reader, writer, pretty)
+        def serve(
+            reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        ) -> asyncio.Task[None] | None:
+            return self._accept(reader, writer, pretty)
 
-        for listener in sockets:
-            # Start functions differ by family only in what they check.
-            is_unix = listener.family is socket.AF_UNIX
-            start = asyncio.start_unix_server if is_unix else asyncio.start_server
-            self._listeners.append((await start(accept, sock=listener), listener))
-        if options.wait:
-            await has_client.wait()
-        return sockets
+        await chardev.attach(serve)
 
     def broadcast(self, event: object) -> None:
         """Tell every client that has negotiated; never waits.
@@ -153,26 +135,26 @@ class QmpServer:
 
     def close(self) -> None:
         """Stop listening and end all sessions; leaving the context waits for their end."""
-        for server, listener in self._listeners:
-            remove_socket(listener)
-            server.close()
-        self._listeners.clear()
+        for chardev in self._chardevs:
+            chardev.stop()
         for connection, task in self._connections.items():
             connection.is_ended = True
             task.cancel()
 
     def _accept(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pretty: bool
-    ) -> None:
+    ) -> asyncio.Task[None] | None:
         if len(self._connections) >= self._limits.sessions:
             logger.warning("QMP client refused: %d sessions are open", len(self._connections))
             writer.transport.abort()
-            return
+            return None
         session = Session(self._registry, pretty=pretty, limits=self._limits.message)
         connection = _Connection(
             session, self._context, reader, writer, self._limits, self._is_over
         )
-        self._connections[connection] = self._tasks.create_task(self._serve(connection))
+        task = self._tasks.create_task(self._serve(connection))
+        self._connections[connection] = task
+        return task
 
     async def _serve(self, connection: _Connection) -> None:
         try:

@@ -149,7 +149,8 @@ def test_all_independent_errors_are_told_at_once(
         "--nbd-server addr.type=unix,addr.path=/missing/sock: Failed to bind socket to"
         " /missing/sock",
         "--export nbd,id=1,node-name=f",
-        "--monitor q: Failed to bind socket to /missing/q",
+        "--chardev socket,id=q,path=/missing/q,server=on,wait=off: Failed to bind socket to"
+        " /missing/q",
         "--monitor other",
         "cannot create PID file: Could not create '/missing/pid'",
     ]

@@ -12,12 +12,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from nbdjobs.daemon.chardev_addresses import SocketOptions
 from nbdjobs.daemon.daemon import Daemon
-from nbdjobs.qmp.chardev import SocketChardev
 from nbdjobs.qmp.commands import REGISTRY
 from nbdjobs.qmp.server import QmpServer
 from tests.nodes.faults import MemoryNode
 from tests.protocol.client import Client
+from tests.qmp.monitors import open_monitor
 
 MIB = 1024 * 1024
 
@@ -119,7 +120,7 @@ async def running(directory: Path) -> AsyncIterator[Rig]:
     async with QmpServer(REGISTRY, daemon) as monitors:
         daemon.subscribe(monitors.broadcast)
         rig = Rig(daemon, directory)
-        await monitors.open(SocketChardev(path=rig.qmp_path, is_server=True, wait=False))
+        await open_monitor(monitors, SocketOptions(path=rig.qmp_path, is_server=True, wait=False))
         try:
             async with rig.closing:
                 yield rig

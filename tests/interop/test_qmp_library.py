@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from qemu.qmp import EventListener, ExecuteError, QMPClient
 
-from nbdjobs.qmp.chardev import SocketChardev
+from nbdjobs.daemon.chardev_addresses import SocketOptions
 from nbdjobs.qmp.server import QmpServer
+from tests.qmp.monitors import open_monitor
 from tests.qmp.toy import TOY_REGISTRY, ToyContext, ToyHappened
 
 
@@ -20,7 +21,7 @@ def test_the_client_library_executes_and_listens(tmp_path: Path) -> None:
         context = ToyContext()
         path = str(tmp_path / "qmp.sock")
         async with QmpServer(TOY_REGISTRY, context) as server:
-            await server.open(SocketChardev(path=path, is_server=True, wait=False))
+            await open_monitor(server, SocketOptions(path=path, is_server=True, wait=False))
             client = QMPClient("test")
             await client.connect(path)
             version = await client.execute("query-version")
@@ -47,7 +48,7 @@ def test_several_clients_at_once(tmp_path: Path) -> None:
     async def run() -> None:
         path = str(tmp_path / "qmp.sock")
         async with QmpServer(TOY_REGISTRY, ToyContext()) as server:
-            await server.open(SocketChardev(path=path, is_server=True, wait=False))
+            await open_monitor(server, SocketOptions(path=path, is_server=True, wait=False))
             clients = [QMPClient(f"client{number}") for number in range(5)]
             heard = EventListener("TOY_HAPPENED")
             clients[-1].register_listener(heard)

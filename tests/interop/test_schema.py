@@ -125,10 +125,39 @@ OBJECTS: Final[Mapping[str, str]] = {
     "x-vfio-user-server": _EMULATOR,
 }
 
+#: Kinds of character devices of QEMU that nbdjobs does not have: they carry consoles of guests.
+CHARDEVS: Final = (
+    "braille",
+    "console",
+    "dbus",
+    "msmouse",
+    "mux",
+    "parallel",
+    "pipe",
+    "pty",
+    "qemu-vdagent",
+    "serial",
+    "spiceport",
+    "spicevmc",
+    "stdio",
+    "testdev",
+    "udp",
+    "vc",
+    "wctablet",
+)
+
 #: What else only QEMU has, and why. Commands and events stand in the manual, see below.
 THEIRS: Final[Mapping[str, str]] = {
     **{f"* arg*.driver.{name}": reason for name, reason in DRIVERS.items()},
     **{f"object-add arg.qom-type.{name}": reason for name, reason in OBJECTS.items()},
+    **{f"chardev-* arg.backend.type.{name}": _EMULATOR for name in CHARDEVS},
+    "chardev-* arg.backend.type.*.data.log*": "QMP sessions are logged by no one",
+    "chardev-* arg.backend.type.socket.data.addr.type.fd": "needs a way to hand descriptors over",
+    "chardev-* arg.backend.type.socket.data.addr.type.vsock": _EMULATOR,
+    "chardev-* arg.backend.type.socket.data.telnet": "an encoding for terminals",
+    "chardev-* arg.backend.type.socket.data.tls-*": "comes with TLS",
+    "chardev-* arg.backend.type.socket.data.tn3270": "an encoding for terminals",
+    "chardev-* arg.backend.type.socket.data.websocket": "an encoding for browsers",
     "* arg.type.fuse": _KERNEL,
     "* arg.type.vduse-blk": _KERNEL,
     "* arg.type.vhost-user-blk": _KERNEL,

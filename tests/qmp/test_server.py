@@ -15,9 +15,10 @@ from typing import Any, cast
 import pytest
 import uvloop
 
+from nbdjobs.daemon.chardev_addresses import SocketOptions
 from nbdjobs.errors import CommandError
-from nbdjobs.qmp.chardev import SocketChardev
 from nbdjobs.qmp.server import QmpServer, ServerLimits
+from tests.qmp.monitors import open_monitor
 from tests.qmp.toy import TOY_REGISTRY, ToyBare, ToyContext, ToyHappened
 
 NOW_NS = 1_000_000_002_000
@@ -81,7 +82,7 @@ async def running(path: Path, limits: ServerLimits | None = None) -> AsyncIterat
     )
     async with server:
         socket_path = path / "qmp.sock"
-        await server.open(SocketChardev(path=str(socket_path), is_server=True, wait=False))
+        await open_monitor(server, SocketOptions(path=str(socket_path), is_server=True, wait=False))
         running = Running(server, context, socket_path)
         async with running.clients:
             yield running
@@ -294,8 +295,8 @@ def test_nothing_is_executed_once_the_end_has_begun(tmp_path: Path) -> None:
 def test_a_pretty_monitor_is_indented(tmp_path: Path) -> None:
     async def scenario(running: Running) -> None:
         path = str(running.path.with_name("pretty.sock"))
-        options = SocketChardev(path=path, is_server=True, wait=False)
-        await running.server.open(options, pretty=True)
+        options = SocketOptions(path=path, is_server=True, wait=False)
+        await open_monitor(running.server, options, pretty=True)
         reader, writer = await asyncio.open_unix_connection(path)
         assert await reader.readline() == b"{\n"
         assert await reader.readline() == b'    "QMP": {\n'
@@ -310,8 +311,8 @@ def test_tcp_is_served(tmp_path: Path, host: str) -> None:
         pytest.skip("IPv6 is not available")
 
     async def scenario(running: Running) -> None:
-        options = SocketChardev(host=host, port="0", is_server=True, wait=False)
-        [listener, *_] = await running.server.open(options)
+        options = SocketOptions(host=host, port="0", is_server=True, wait=False)
+        [listener, *_] = await open_monitor(running.server, options)
         reader, writer = await asyncio.open_connection(*listener.getsockname()[:2])
         assert b"QMP" in await reader.readline()
         writer.close()
@@ -336,7 +337,7 @@ def test_a_monitor_may_call_its_client(tmp_path: Path) -> None:
             writer.close()
 
         async with await asyncio.start_unix_server(called, path):
-            assert await running.server.open(SocketChardev(path=path)) == []
+            assert await open_monitor(running.server, SocketOptions(path=path)) == []
             assert b"QMP" in await greeting
 
     play(tmp_path, scenario)
@@ -345,9 +346,9 @@ def test_a_monitor_may_call_its_client(tmp_path: Path) -> None:
 def test_waiting_for_a_client_ends_when_it_comes(tmp_path: Path) -> None:
     async def scenario(running: Running) -> None:
         path = tmp_path / "wait.sock"
-        options = SocketChardev(path=str(path), is_server=True, wait=True)
+        options = SocketOptions(path=str(path), is_server=True, wait=True)
         async with asyncio.TaskGroup() as tasks:
-            opening = tasks.create_task(running.server.open(options))
+            opening = tasks.create_task(open_monitor(running.server, options))
             await asyncio.sleep(0)  # the socket listens once the task has had its turn
             assert not opening.done()
             _, writer = await asyncio.open_unix_connection(path)
@@ -365,9 +366,13 @@ def test_a_stale_socket_is_replaced_and_a_file_is_not(tmp_path: Path) -> None:
     file.write_text("precious")
 
     async def scenario(running: Running) -> None:
-        await running.server.open(SocketChardev(path=str(stale), is_server=True, wait=False))
+        await open_monitor(
+            running.server, SocketOptions(path=str(stale), is_server=True, wait=False)
+        )
         with pytest.raises(CommandError, match="Address already in use"):
-            await running.server.open(SocketChardev(path=str(file), is_server=True, wait=False))
+            await open_monitor(
+                running.server, SocketOptions(path=str(file), is_server=True, wait=False)
+            )
 
     play(tmp_path, scenario)
     assert file.read_text() == "precious"
@@ -377,38 +382,38 @@ def test_a_stale_socket_is_replaced_and_a_file_is_not(tmp_path: Path) -> None:
     ("options", "sentence"),
     [
         (
-            SocketChardev(path="/nonexistent/x", is_server=True),
+            SocketOptions(path="/nonexistent/x", is_server=True),
             "Failed to bind socket to /nonexistent/x: No such file or directory",
         ),
         (
-            SocketChardev(path="/nonexistent"),
+            SocketOptions(path="/nonexistent"),
             "Failed to connect to '/nonexistent': No such file or directory",
         ),
         (
-            SocketChardev(path="/tmp/" + "x" * 120, is_server=True),
+            SocketOptions(path="/tmp/" + "x" * 120, is_server=True),
             f"UNIX socket path '/tmp/{'x' * 120}' is too long",
         ),
         (
-            SocketChardev(host="127.0.0.1", port="no-such", is_server=True),
+            SocketOptions(host="127.0.0.1", port="no-such", is_server=True),
             "address resolution failed for 127.0.0.1:no-such: "
             "Servname not supported for ai_socktype",
         ),
         (
-            SocketChardev(host="::1", port="1", ipv6=False, is_server=True),
+            SocketOptions(host="::1", port="1", ipv6=False, is_server=True),
             "address resolution failed for ::1:1: Address family for hostname not supported",
         ),
         (
-            SocketChardev(host="127.0.0.1", port="1"),
+            SocketOptions(host="127.0.0.1", port="1"),
             "Failed to connect to '127.0.0.1:1': Connection refused",
         ),
     ],
 )
 def test_a_socket_that_cannot_be_had_is_refused(
-    tmp_path: Path, options: SocketChardev, sentence: str
+    tmp_path: Path, options: SocketOptions, sentence: str
 ) -> None:
     async def scenario(running: Running) -> None:
         with pytest.raises(CommandError) as refused:
-            await running.server.open(options)
+            await open_monitor(running.server, options)
         assert refused.value.description == sentence
 
     play(tmp_path, scenario)

@@ -15,6 +15,7 @@ from nbdjobs.nodes.device_errors import BlockIoError
 from nbdjobs.nodes.qcow2.event import BlockImageCorrupted
 from nbdjobs.qmp.commands import (
     backup,
+    chardevs,
     core,
     exports,
     graph,
@@ -39,6 +40,7 @@ GROUPS: Final[tuple[ModuleType, ...]] = (
     graph,
     exports,
     objects,
+    chardevs,
     backup,
     jobs,
     human_monitor,

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The nbdjobs authors
 # SPDX-License-Identifier: Apache-2.0
-"""The socket of a monitor: where it listens, or whom it calls.
+"""The sockets of character devices: where they listen, or whom they call.
 
 Source: QEMU qapi/char.json (ChardevSocket); texts of qemu-storage-daemon 7.2.
 """
@@ -31,40 +31,44 @@ _Candidate: TypeAlias = tuple[socket.AddressFamily, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SocketChardev:
+class SocketOptions:
     """Options of a socket character device; either `path` or `host` and `port` are given.
 
     Attributes:
         path: Of a unix socket.
+        is_abstract: The path is a name that is no file's.
         host: Name or address for TCP; empty means all interfaces.
         port: Number or service name for TCP.
         ipv4: Use IPv4; None leaves it to what `host` resolves to.
         ipv6: Use IPv6, likewise.
         is_server: Listen; otherwise connect.
         wait: As a server, do not go on before the first client is there.
+        reconnect: As a client, seconds after which to try again; 0 for never.
     """
 
     path: str | None = None
+    is_abstract: bool = False
     host: str | None = None
     port: str | None = None
     ipv4: bool | None = None
     ipv6: bool | None = None
     is_server: bool = False
     wait: bool = True
+    reconnect: int = 0
 
 
-async def open_listeners(options: SocketChardev) -> list[socket.socket]:
+async def open_listeners(options: SocketOptions) -> list[socket.socket]:
     """Bind and listen; nothing is left open when that fails.
 
     Raises:
         CommandError: The address cannot be used.
     """
     if options.path is not None:
-        return [_listen_unix(options.path)]
+        return [_listen_unix(options.path, is_abstract=options.is_abstract)]
     return await _listen_tcp(options)
 
 
-async def connect(options: SocketChardev) -> socket.socket:
+async def connect(options: SocketOptions) -> socket.socket:
     """Connect to the peer of a character device that is no server.
 
     Raises:
@@ -73,7 +77,8 @@ async def connect(options: SocketChardev) -> socket.socket:
     loop = asyncio.get_running_loop()
     if options.path is not None:
         check_unix_path(options.path)
-        candidates: list[_Candidate] = [(socket.AF_UNIX, options.path)]
+        name = f"\0{options.path}" if options.is_abstract else options.path
+        candidates: list[_Candidate] = [(socket.AF_UNIX, name)]
         shown = options.path
     else:
         candidates = await _resolve(options)
@@ -95,21 +100,17 @@ async def connect(options: SocketChardev) -> socket.socket:
     raise CommandError(f"Failed to connect to '{shown}': {os.strerror(failure)}")
 
 
-def remove_socket(listener: socket.socket) -> None:
-    """Remove the file of a unix socket that this process made, if it is still there."""
-    if listener.family is socket.AF_UNIX:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(listener.getsockname())
-
-
-def _listen_unix(path: str) -> socket.socket:
+def _listen_unix(path: str, *, is_abstract: bool) -> socket.socket:
     check_unix_path(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        _remove_stale(path)
-        listener.bind(path)
-        # Nobody can connect before listen(), so nobody gets in before the mode is right.
-        os.chmod(path, SOCKET_MODE)
+        if is_abstract:
+            listener.bind(f"\0{path}")
+        else:
+            _remove_stale(path)
+            listener.bind(path)
+            # Nobody can connect before listen(), so nobody gets in before the mode is right.
+            os.chmod(path, SOCKET_MODE)
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
@@ -125,7 +126,7 @@ def _remove_stale(path: str) -> None:
             os.unlink(path)
 
 
-async def _listen_tcp(options: SocketChardev) -> list[socket.socket]:
+async def _listen_tcp(options: SocketOptions) -> list[socket.socket]:
     """Listen on every address of the host that can be had; one is enough."""
     listeners: list[socket.socket] = []
     failure = errno.EADDRNOTAVAIL
@@ -148,7 +149,7 @@ async def _listen_tcp(options: SocketChardev) -> list[socket.socket]:
     return listeners
 
 
-async def _resolve(options: SocketChardev) -> list[_Candidate]:
+async def _resolve(options: SocketOptions) -> list[_Candidate]:
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
             options.host or None,
@@ -163,7 +164,7 @@ async def _resolve(options: SocketChardev) -> list[_Candidate]:
     return [(family, address) for family, _, _, _, address in found]
 
 
-def _family(options: SocketChardev) -> socket.AddressFamily:
+def _family(options: SocketOptions) -> socket.AddressFamily:
     """The one family left over, or any: a flag that is on asks for it alone."""
     wants_ipv4 = options.ipv4 if options.ipv4 is not None else not options.ipv6
     wants_ipv6 = options.ipv6 if options.ipv6 is not None else not options.ipv4
