@@ -22,8 +22,9 @@ from nbdjobs.cli.daemon_options import UsageError, parse_command_line
 from nbdjobs.cli.daemon_setup import ChardevOptions, MonitorOptions
 from nbdjobs.daemon.exports import BlockExportOptions, NbdServerOptions
 from nbdjobs.daemon.object_options import ObjectOptions
-from nbdjobs.errors import CommandError, ProtocolError
+from nbdjobs.errors import CommandError, NodeError, ProtocolError
 from nbdjobs.nodes.options import BlockdevOptions
+from nbdjobs.nodes.qcow2.create import CreateOptions, empty_image
 from nbdjobs.protocol.buffers import BufferPool, ReceiveBuffer
 from nbdjobs.protocol.constants import Command, HeaderStyle, Option
 from nbdjobs.protocol.export import Export, MetaContext
@@ -35,9 +36,12 @@ from nbdjobs.protocol.session import Session
 from nbdjobs.protocol.turns import SHARED
 from nbdjobs.qapi.jsonparse import JsonError, JsonStream, parse_json
 from nbdjobs.qapi.keyval import parse_option
+from nbdjobs.qapi.types import Null
 from nbdjobs.qapi.visitor import to_qapi, visit
 from nbdjobs.qmp.commands import REGISTRY
 from nbdjobs.qmp.session import Session as QmpSession
+from tests.nodes.qcow2.logged_file import LoggedFile
+from tests.nodes.qcow2.rig import opened
 from tests.protocol.client import Client
 from tests.protocol.rig import Allocation, Even, MemoryDisk, running
 from tests.qmp.toy import TOY_REGISTRY, ToyContext
@@ -341,3 +345,39 @@ def config(data: bytes) -> None:
     reading = read_config(data.decode(errors="replace"))
     for problem in reading.problems:
         assert str(problem)
+
+
+# Images
+
+_IMAGE: Final = CreateOptions(size=64 * 1024, cluster_size=512)
+
+
+async def _written_image() -> bytes:
+    file = LoggedFile(empty_image(_IMAGE))
+    async with opened(file) as device:
+        await device.pwrite(512, memoryview(b"x" * 700))
+    return bytes(file.content[:LONGEST])
+
+
+@target([bytes(empty_image(_IMAGE)), asyncio.run(_written_image())])
+def qcow2(data: bytes) -> None:
+    """An image is opened, read and written, or refused; who only reads changes nothing."""
+    file = LoggedFile(data)
+    asyncio.run(_use(file, read_only=True))
+    assert file.content == data
+    asyncio.run(_use(file))
+
+
+async def _use(file: LoggedFile, *, read_only: bool = False) -> None:
+    with contextlib.suppress(CommandError, NodeError):
+        async with opened(file, backing=Null.NULL, read_only=read_only) as device:
+            for offset in (0, device.size // 2, max(device.size - 4096, 0)):
+                length = min(device.size - offset, 4096)
+                buffer = memoryview(bytearray(length))
+                with contextlib.suppress(NodeError):
+                    await device.pread(offset, buffer)
+                with contextlib.suppress(NodeError):
+                    await device.block_status(offset, length)
+                if not read_only:
+                    with contextlib.suppress(NodeError):
+                        await device.pwrite(offset, buffer)
