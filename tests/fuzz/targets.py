@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from nbdjobs.cli.config import read_config
+from nbdjobs.cli.daemon_chardev import ChardevOptions
 from nbdjobs.cli.daemon_options import UsageError, parse_command_line
-from nbdjobs.cli.daemon_setup import ChardevOptions, MonitorOptions
+from nbdjobs.cli.daemon_setup import MonitorOptions
 from nbdjobs.daemon.exports import BlockExportOptions, NbdServerOptions
 from nbdjobs.daemon.object_options import ObjectOptions
 from nbdjobs.errors import CommandError, NodeError, ProtocolError
