@@ -15,8 +15,10 @@ Source: QEMU `block/qcow2-refcount.c` for what counts as what; `qemu-img check` 
 
 from __future__ import annotations
 
+import errno
 import logging
 from array import array
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
@@ -66,7 +68,7 @@ class CheckResult:
 
     Attributes:
         corruptions: What may lose data.
-        leaks: References counted and not there: they only occupy space.
+        leaks: Clusters with references counted that are not there: they only occupy space.
         corruptions_fixed: How many were repaired.
         leaks_fixed: Likewise.
         total_clusters: Clusters of the disk.
@@ -132,7 +134,6 @@ class _Check:
         self._references = References(header.header, files, self._report_once)
         self._is_first_walk = True
         self._snapshots: tuple[Snapshot, ...] = ()
-        self._next_place = 0
 
     def _report_once(self, message: str) -> None:
         if self._is_first_walk:
@@ -144,14 +145,12 @@ class _Check:
         self._snapshots = await self._references.snapshots()
         table = await self._read_refcount_table()
         refcounts = self._refcounts(table)
-        end = self._geometry.clusters(self._references.end)
-        begin = 0
-        while begin < end or self._is_first_walk:
-            stop = min(begin + self._window, max(end, 1))
-            await self._check_window(refcounts, begin, stop)
+        if self._fix is Fix.ALL:
+            await self._replace_blocks(refcounts)
+        end = max(self._geometry.clusters(self._references.end), 1)
+        for begin in range(0, end, self._window):
+            await self._check_window(refcounts, begin, min(begin + self._window, end))
             self._is_first_walk = False
-            begin = stop
-        await self._check_beyond(refcounts, end)
         if self._fix is not Fix.NOTHING:
             await refcounts.write_back()
             await self._files.flush()
@@ -192,51 +191,87 @@ class _Check:
             if problem:
                 self._result.report(f"ERROR refcount block {index} {problem}")
                 table[index] = 0
-                if self._fix is Fix.ALL:
-                    await self._write_table_entry(table, index)
-                    self._result.corruptions_fixed += 1
+                # The new entry is written with the new block.
+                self._result.corruptions_fixed += self._fix is Fix.ALL
         return table
 
-    async def _write_table_entry(self, table: Words, index: int) -> None:
-        offset = self._header.header.refcount_table_offset + index * ENTRY_SIZE
-        await self._files.write(offset, bytes_of(table[index : index + 1]))
+    # Refcount blocks that cannot be kept
+
+    async def _replace_blocks(self, refcounts: Refcounts) -> None:
+        """Give every cluster of the file a block that counts it and that nothing else refers to.
+
+        New ones go behind the end of the file: what is free, refcounts cannot tell now.
+        """
+        bits = self._geometry.cluster_bits
+        blocks = {
+            (entry & REFCOUNT_OFFSET_MASK) >> bits: index
+            for index, entry in enumerate(refcounts.table)
+            if entry
+        }
+        users = dict.fromkeys(blocks, 1)
+        async for reference in self._all_references():
+            first, last = self._clusters_of(reference)
+            for cluster in range(first, last + 1):
+                if cluster in users:
+                    users[cluster] += 1
+        for cluster, count in users.items():
+            if count > 1:
+                self._report_block(blocks[cluster], count)
+                self._result.corruptions_fixed += 1
+                refcounts.drop_block(blocks[cluster])
+        await self._add_blocks(refcounts)
+
+    async def _add_blocks(self, refcounts: Refcounts) -> None:
+        size, per_block = self._geometry.cluster_size, self._geometry.refcounts_per_block
+        end = self._geometry.clusters(self._references.end)
+        index = 0
+        while index * per_block < end:
+            if index >= len(refcounts.table):
+                raise NodeError(errno.EFBIG, "the refcount table is too small for the file")
+            if not refcounts.table[index]:
+                await self._files.write(end * size, bytes(size))
+                refcounts.add_block(index, end)
+                end += 1
+            index += 1
+        self._references.end = max(end * size, self._references.end)
+
+    def _report_block(self, index: int, users: int) -> None:
+        self._result.report(f"ERROR refcount block {index} refcount={users}")
 
     # Counting references
 
+    async def _all_references(self) -> AsyncIterator[Reference]:
+        """All of the image, but those to refcount blocks."""
+        for reference in await self._references.metadata(self._snapshots):
+            yield reference
+        fields = self._header.header
+        places = [(fields.l1_offset, fields.l1_size, True)]
+        places += [(each.l1_offset, each.l1_size, False) for each in self._snapshots]
+        for l1_offset, l1_size, is_active in places:
+            walk = self._references.l2_tables(l1_offset, l1_size, is_active=is_active)
+            async for table in walk:
+                yield Reference(table.offset, self._geometry.cluster_size)
+                for reference in self._references.data_in(table):
+                    yield reference
+                if is_active and self._is_first_walk:
+                    self._take_statistics(table)
+
     async def _check_window(self, refcounts: Refcounts, begin: int, end: int) -> None:
         counts = array("I", bytes(4 * (end - begin)))
-        for reference in await self._references.metadata(self._snapshots):
-            self._count(counts, begin, end, reference)
-        for entry in list(refcounts.table):
-            if entry:
-                offset = entry & REFCOUNT_OFFSET_MASK
-                self._count(counts, begin, end, Reference(offset, self._geometry.cluster_size))
-        fields = self._header.header
-        await self._count_mapping(counts, begin, end, fields.l1_offset, fields.l1_size, True)
-        for snapshot in self._snapshots:
-            await self._count_mapping(
-                counts, begin, end, snapshot.l1_offset, snapshot.l1_size, False
-            )
+        async for reference in self._all_references():
+            first, last = self._clusters_of(reference)
+            for cluster in range(max(first, begin), min(last + 1, end)):
+                counts[cluster - begin] += 1
+        for index, entry in enumerate(refcounts.table):
+            cluster = (entry & REFCOUNT_OFFSET_MASK) >> self._geometry.cluster_bits
+            if entry and begin <= cluster < end:
+                counts[cluster - begin] += 1
+                if counts[cluster - begin] > 1:
+                    self._report_block(index, counts[cluster - begin])
         await self._compare(refcounts, counts, begin)
 
-    async def _count_mapping(
-        self,
-        counts: array[int],
-        begin: int,
-        end: int,
-        l1_offset: int,
-        l1_size: int,
-        is_active: bool,
-    ) -> None:
-        walk = self._references.l2_tables(l1_offset, l1_size, is_active=is_active)
-        async for table in walk:
-            self._count(counts, begin, end, Reference(table.offset, self._geometry.cluster_size))
-            for reference in self._references.data_in(table):
-                self._count(counts, begin, end, reference)
-            if is_active and self._is_first_walk:
-                self._take_statistics(table)
-
-    def _count(self, counts: array[int], begin: int, end: int, reference: Reference) -> None:
+    def _clusters_of(self, reference: Reference) -> tuple[int, int]:
+        """The first and the last cluster; the last is before the first if they cannot be."""
         bits = self._geometry.cluster_bits
         offset, length = reference
         if not self._references.is_inside(offset, length):
@@ -244,22 +279,21 @@ class _Check:
                 "ERROR: counting reference for region exceeding the end of the file by one"
                 f" cluster or more: offset {offset:#x} size {length:#x}"
             )
-            return
-        first, last = offset >> bits, (offset + length - 1) >> bits
-        for cluster in range(max(first, begin), min(last + 1, end)):
-            counts[cluster - begin] += 1
+            return 0, -1
+        return offset >> bits, (offset + length - 1) >> bits
 
     def _take_statistics(self, table: L2Table) -> None:
         geometry, result = self._geometry, self._result
+        expected = 0
         for entry in table.words[:: geometry.stride]:
             if entry & COMPRESSED:
                 result.compressed_clusters += 1
                 result.fragmented_clusters += 1
             elif entry & OFFSET_MASK or (geometry.has_data_file and entry & COPIED):
                 place = entry & OFFSET_MASK
-                if self._next_place and place != self._next_place:
+                if expected and place != expected:
                     result.fragmented_clusters += 1
-                self._next_place = place + geometry.cluster_size
+                expected = place + geometry.cluster_size
             else:
                 continue
             result.allocated_clusters += 1
@@ -283,8 +317,8 @@ class _Check:
             if is_fixed:
                 await refcounts.add(cluster, 1, wanted - found)
             if is_leak:
-                result.leaks += found - wanted
-                result.leaks_fixed += (found - wanted) * is_fixed
+                result.leaks += 1
+                result.leaks_fixed += is_fixed
             else:
                 result.corruptions += 1
                 result.corruptions_fixed += is_fixed
@@ -292,22 +326,6 @@ class _Check:
     async def _found(self, refcounts: Refcounts, cluster: int) -> int:
         found = refcounts.cached_count(cluster)
         return await refcounts.count(cluster) if found is None else found
-
-    async def _check_beyond(self, refcounts: Refcounts, end: int) -> None:
-        """Clusters that are counted although the file does not reach there leak."""
-        per_block = self._geometry.refcounts_per_block
-        for index in range(end // per_block, len(refcounts.table)):
-            if not refcounts.table[index]:
-                continue
-            for position, found in await refcounts.used_in(index):
-                cluster = index * per_block + position
-                if cluster < end or refcounts.is_block(cluster):
-                    continue
-                self._result.leaks += found
-                self._result.say(f"Leaked cluster {cluster} refcount={found} reference=0")
-                if self._fix is not Fix.NOTHING:
-                    await refcounts.add(cluster, 1, -found)
-                    self._result.leaks_fixed += found
 
     # Flags that follow from refcounts
 
@@ -380,7 +398,7 @@ async def repair_dirty(header: HeaderFile, files: Files) -> None:
     try:
         result = await check(header, files, Fix.ALL)
     except CorruptionError as error:
-        raise NodeError(5, str(error)) from error
+        raise NodeError(errno.EIO, str(error)) from error
     if result.corruptions > result.corruptions_fixed:
-        raise NodeError(5, "the image is dirty and cannot be repaired")
+        raise NodeError(errno.EIO, "the image is dirty and cannot be repaired")
     logger.info("a dirty image was repaired: %d leaks", result.leaks)

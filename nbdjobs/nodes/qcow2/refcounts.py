@@ -211,14 +211,18 @@ class Refcounts:
         cached = self._blocks.get(index)
         return None if cached is None else cached.block[position]
 
-    async def used_in(self, index: int) -> list[tuple[int, int]]:
-        """Positions and counters of the clusters in use that a block counts."""
-        return list((await self._block(index)).block.used())
+    def drop_block(self, index: int) -> None:
+        """Forget where a block is, as something else is there."""
+        self._blocks.pop(index, None)
+        self._table[index] = 0
 
-    def is_block(self, cluster: int) -> bool:
-        """Whether a cluster holds a refcount block."""
-        offset = cluster << self._geometry.cluster_bits
-        return offset in self._table
+    def add_block(self, index: int, cluster: int) -> None:
+        """Begin to count anew, in a block at a cluster that nobody uses; all counters are zero."""
+        block = unpack_block(bytes(self._geometry.cluster_size), self._geometry.refcount_order)
+        self._blocks[index] = _Cached(block, is_dirty=True)
+        self._table[index] = cluster << self._geometry.cluster_bits
+        self._unhooked.add(index)
+        self._metadata.refcount_blocks.add(cluster)
 
     async def add(self, cluster: int, count: int, change: int) -> None:
         """Count users of clusters in (+1) or out (-1).
@@ -295,12 +299,8 @@ class Refcounts:
             return
         cluster = index * self._geometry.refcounts_per_block
         self._metadata.check(cluster, 1, "free cluster")
-        block = unpack_block(bytes(self._geometry.cluster_size), self._geometry.refcount_order)
-        block[0] = 1
-        self._blocks[index] = _Cached(block, is_dirty=True)
-        self._table[index] = cluster << self._geometry.cluster_bits
-        self._unhooked.add(index)
-        self._metadata.refcount_blocks.add(cluster)
+        self.add_block(index, cluster)
+        self._blocks[index].block[0] = 1
         self.claim_virgin(cluster, 1)
 
     async def _make_room(self) -> None:

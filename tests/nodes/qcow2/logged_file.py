@@ -41,7 +41,7 @@ class LoggedFile(Node):
 
     driver = "logged"
 
-    def __init__(self, content: bytes, *, seed: int = 0, name: str = "file"):
+    def __init__(self, content: bytes | bytearray, *, seed: int = 0, name: str = "file"):
         super().__init__(name, NodeConfig(can_unmap=True))
         self.content = bytearray(content)
         self.before = bytes(content)
