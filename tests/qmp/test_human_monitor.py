@@ -20,7 +20,7 @@ from nbdjobs.daemon.daemon import Daemon
 from nbdjobs.errors import CommandError
 from nbdjobs.qmp.commands import REGISTRY
 from nbdjobs.qmp.commands.human.line import Argument, Flag, LineError, Word, parse_arguments
-from nbdjobs.qmp.commands.human.texts import size_text
+from nbdjobs.qmp.commands.human.texts import size_text, tree_lines
 from nbdjobs.qmp.commands.human_monitor import MAX_LINE
 
 MIB = 1024 * 1024
@@ -244,6 +244,19 @@ def test_any_text_has_arguments_or_a_complaint_in_whole_lines(text: str) -> None
         complaint = "\n"
         assert found.keys() <= {"a", "b", "first", "second"}
     assert complaint.endswith("\n")
+
+
+def test_what_a_format_tells_is_a_tree() -> None:
+    told = {"cipher-mode": "xts", "slots": [{"active": True, "iters": 5}, {}], "uuid": "u"}
+    assert list(tree_lines(told)) == [
+        "    cipher mode: xts",
+        "    slots:",
+        "        [0]:",
+        "            active: true",
+        "            iters: 5",
+        "        [1]:",
+        "    uuid: u",
+    ]
 
 
 @pytest.mark.parametrize(

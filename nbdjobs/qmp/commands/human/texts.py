@@ -16,6 +16,7 @@ from typing import Final
 from nbdjobs.jobs.status import JobType
 from nbdjobs.nodes.config import DetectZeroes
 from nbdjobs.nodes.error_policy import IoStatus
+from nbdjobs.qapi.visitor import to_qapi
 from nbdjobs.qmp.commands.block_info import BlockDeviceInfo, BlockInfo, BlockStats, ImageInfo
 from nbdjobs.qmp.commands.jobs import BlockJobInfo
 
@@ -113,6 +114,28 @@ def _image(image: ImageInfo) -> Iterator[str]:
         yield f"backing file: {image.backing_filename}{actual}"
         if image.backing_filename_format is not None:
             yield f"backing file format: {image.backing_filename_format}"
+    specific = to_qapi(image).get("format-specific")
+    if specific is not None:
+        yield "Format specific information:"
+        yield from tree_lines(specific["data"])
+
+
+def tree_lines(value: object, depth: int = 1) -> Iterator[str]:
+    """What a format has to tell of itself: members and elements, each level further in."""
+    if isinstance(value, dict):
+        titles = [(name.replace("-", " "), held) for name, held in value.items()]
+    elif isinstance(value, list):
+        titles = [(f"[{number}]", held) for number, held in enumerate(value)]
+    else:
+        return
+    for title, held in titles:
+        has_more = isinstance(held, dict | list)
+        yield f"{'    ' * depth}{title}:{'' if has_more else f' {_scalar(held)}'}"
+        yield from tree_lines(held, depth + 1)
+
+
+def _scalar(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def size_text(size: int) -> str:
