@@ -53,10 +53,7 @@ from nbdjobs.protocol.requests import (
     too_long,
 )
 from nbdjobs.protocol.sending import UNREAD_TO, Memory, Piece
-from nbdjobs.protocol.turns import CHANGE_COST, READ_COST, STATUS_COST
-
-MAX_REQUESTS: Final = 128
-"""Suspended requests of one client; eight times what QEMU takes."""
+from nbdjobs.protocol.turns import ALONE, CHANGE_COST, READ_COST, STATUS_COST, Allowance
 
 FLUSH_BYTES: Final = 256 * 1024
 """Bytes of replies that leave without waiting for the end of the batch."""
@@ -148,6 +145,7 @@ class Session:
         self._in_batch = False
         self._is_blocked = False
         self._unsent = 0
+        self._most_waiting = ALONE.waiting
         self._tasks: set[asyncio.Task[None]] = set()
         self._long_search = asyncio.Lock()
         self.needed = self._rules.layout.size
@@ -175,7 +173,7 @@ class Session:
         self.is_held = (
             self.holdings.recount()
             or (self._is_blocked and is_far_ahead)
-            or len(self._tasks) >= MAX_REQUESTS
+            or len(self._tasks) >= self._most_waiting
         )
 
     def _has_room_again(self) -> None:
@@ -195,12 +193,12 @@ class Session:
         if self._tasks:
             self._backend.when_all_wait(self.cancel)
 
-    def consume(self, buffer: ReceiveBuffer, allowance: int) -> None:
+    def consume(self, buffer: ReceiveBuffer, allowance: Allowance) -> None:
         """Begin the whole requests in the buffer, until something holds them or the turn ends.
 
         Args:
             buffer: What is received and not yet begun.
-            allowance: What a turn may cost; its last request may cost more.
+            allowance: What the turn may cost, and how many requests may wait.
 
         Raises:
             ProtocolError: The client broke the rules; requests before that were begun.
@@ -218,10 +216,11 @@ class Session:
         end = buffer.end
         needed = header_size
         spent = self.spent
+        most, self._most_waiting = allowance
         batch = 0
         self._in_batch = True
         try:
-            while end - position >= header_size and spent < allowance and not self.is_held:
+            while end - position >= header_size and spent < most and not self.is_held:
                 got_magic, flags, command, cookie, offset, length = unpack_from(view, position)
                 if got_magic != magic:
                     raise ProtocolError(f"invalid magic (got {got_magic:#x})")
@@ -271,7 +270,7 @@ class Session:
             self.needed = needed
             self.batch = batch
             self.spent = spent
-            self.is_turn_over = spent >= allowance
+            self.is_turn_over = spent >= most
 
     def _begin(
         self,

@@ -16,7 +16,7 @@ Costs are in bytes: those of the payload, and what takes as long for the request
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 READ_COST: Final = 24 * 1024
 """What a read costs beside its payload: about 5 us, in which a payload of so much is copied."""
@@ -27,11 +27,26 @@ CHANGE_COST: Final = 128 * 1024
 STATUS_COST: Final = 1024 * 1024
 """What a block status costs: in a file full of holes the first of its steps takes 300 us."""
 
-SHARED: Final = 384 * 1024
-"""What a turn may cost in modest company: about 75 us, or one request that costs more."""
 
-ALONE: Final = 4 * 1024 * 1024
-"""What it may cost otherwise: about 1 ms, so that newcomers and QMP need not wait for long."""
+class Allowance(NamedTuple):
+    """What a client may have.
+
+    Attributes:
+        cost: What the requests of its turn may cost; the last one may cost more.
+        waiting: Its requests that may wait for the disk at a time.
+    """
+
+    cost: int
+    waiting: int
+
+
+SHARED: Final = Allowance(cost=384 * 1024, waiting=16)
+"""In modest company: turns of about 75 us, or of one request that costs more. A disk that takes
+its time is busy with 16 requests, and another client's waits behind no more than that."""
+
+ALONE: Final = Allowance(cost=4 * 1024 * 1024, waiting=128)
+"""Otherwise: turns of about 1 ms, so that newcomers and QMP need not wait for long; and eight times
+as many requests that wait as QEMU takes."""
 
 MODEST: Final = 2
 """A client from whom so many requests come at a time is modest."""
@@ -52,8 +67,8 @@ class Turns:
         self._last: object = None
         self._company = 0
 
-    def allowance(self, client: object) -> int:
-        """Take note of a client that is served now, and return what this may cost."""
+    def allowance(self, client: object) -> Allowance:
+        """Take note of a client that is served now, and return what it may have."""
         if client is not self._last:
             if 0 < self.batch <= MODEST:
                 self._company = REMEMBERED

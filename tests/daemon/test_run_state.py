@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nbdjobs.protocol.constants import Command, NbdError
-from nbdjobs.protocol.session import MAX_REQUESTS
+from nbdjobs.protocol.turns import ALONE
 from tests.daemon.rig import Monitor, Rig, running
 from tests.nodes.faults import MemoryNode, Op
 
@@ -208,7 +208,7 @@ def test_continuing_clears_the_io_status_of_jobs(tmp_path: Path) -> None:
 # Clients and exports that go while stopped
 
 
-@pytest.mark.parametrize("requests", [1, MAX_REQUESTS - 1])
+@pytest.mark.parametrize("requests", [1, ALONE.waiting - 1])
 def test_a_client_that_leaves_while_stopped_is_gone(tmp_path: Path, requests: int) -> None:
     async def main() -> None:
         async with exporting(tmp_path) as (rig, monitor):
@@ -226,7 +226,7 @@ def test_a_client_that_leaves_while_stopped_is_gone(tmp_path: Path, requests: in
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("requests", [0, 1, 2 * MAX_REQUESTS])
+@pytest.mark.parametrize("requests", [0, 1, 2 * ALONE.waiting])
 def test_an_export_is_removed_with_its_clients_while_stopped(tmp_path: Path, requests: int) -> None:
     async def main() -> None:
         async with exporting(tmp_path) as (rig, monitor):

@@ -21,7 +21,7 @@ from nbdjobs.protocol.export import Export
 from nbdjobs.protocol.listener import Listener
 from nbdjobs.protocol.messages import ExportQuery
 from nbdjobs.protocol.server import HANDSHAKE_LIMIT_S, Server
-from nbdjobs.protocol.session import MAX_REQUESTS
+from nbdjobs.protocol.turns import ALONE
 from tests.protocol.client import Client
 from tests.protocol.rig import SIZE, MemoryDisk, Rig, running
 
@@ -114,7 +114,7 @@ def test_a_half_closed_client_gets_even_what_had_to_wait_its_turn(loop: object) 
             gate = rig.disk.hold("flush")
             client.writer.write(b"".join(client.pack(Command.FLUSH) for _ in range(300)))
             client.writer.write_eof()
-            await gate.reached(MAX_REQUESTS)
+            await gate.reached(ALONE.waiting)
             await turns()
             rig.disk.unhold("flush")
             for _ in range(300):
@@ -138,7 +138,7 @@ def test_writes_that_a_disk_holds_back_go_with_their_client(
             rig.disk.is_held = True
             write = client.pack(Command.WRITE, payload=b"never")
             client.writer.write(write * requests)
-            await gate.reached(min(requests, MAX_REQUESTS))
+            await gate.reached(min(requests, ALONE.waiting))
             if how == "closed":
                 client.writer.transport.abort()
             else:

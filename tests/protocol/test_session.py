@@ -12,7 +12,7 @@ import pytest
 from nbdjobs.errors import NodeError
 from nbdjobs.protocol.constants import Command, HeaderStyle, NbdError, ReplyType
 from nbdjobs.protocol.constants import CommandFlag as Flag
-from nbdjobs.protocol.session import MAX_REQUESTS
+from nbdjobs.protocol.turns import ALONE
 from tests.protocol.client import Client
 from tests.protocol.rig import BLOCK, SIZE, running
 
@@ -421,12 +421,12 @@ def test_requests_in_flight_are_bounded() -> None:
         async with running() as rig:
             client = await Client.attach(rig.path)
             gate = rig.disk.hold("flush")
-            count = MAX_REQUESTS + 50
+            count = ALONE.waiting + 50
             client.writer.write(b"".join(client.pack(Command.FLUSH) for _ in range(count)))
-            await gate.reached(MAX_REQUESTS)
+            await gate.reached(ALONE.waiting)
             other = await Client.attach(rig.path)
             await other.write(0, b"another client is not stopped")
-            assert gate.waiting == MAX_REQUESTS
+            assert gate.waiting == ALONE.waiting
             rig.disk.unhold("flush")
             for _ in range(count):
                 assert not (await client.reply())[0].error

@@ -27,6 +27,7 @@ from nbdjobs.protocol.turns import (
     REMEMBERED,
     SHARED,
     STATUS_COST,
+    Allowance,
     Turns,
 )
 from tests.protocol.client import Client
@@ -52,7 +53,7 @@ class Greed:
     def per_turn(self) -> int:
         """Requests in a turn that is shared."""
         cost = READ_COST if self.command is Command.READ else CHANGE_COST
-        return -(-SHARED // (cost + self.length))
+        return -(-SHARED.cost // (cost + self.length))
 
 
 GREED = [
@@ -70,8 +71,8 @@ class Company:
     def __init__(self) -> None:
         self.turns = Turns()
 
-    def serve(self, client: object, batch: int) -> int:
-        """Serve a client from whom so many requests came; what that may cost."""
+    def serve(self, client: object, batch: int) -> Allowance:
+        """Serve a client from whom so many requests came; what it may have."""
         allowance = self.turns.allowance(client)
         self.turns.batch = batch
         return allowance
@@ -123,7 +124,7 @@ def test_what_does_not_fit_into_a_turn_waits_for_the_next() -> None:
         turns: list[int] = []
         while not turns or session.is_turn_over:
             session.spent = 0
-            session.consume(buffer, 10 * (READ_COST + 512))
+            session.consume(buffer, Allowance(10 * (READ_COST + 512), 16))
             turns.append(session.batch)
         assert turns == [10] * 10 + [0]
         assert buffer.start == buffer.end
@@ -150,7 +151,7 @@ def test_a_turn_goes_on_when_more_bytes_come_within_it() -> None:
         begun = []
         for _ in range(4):
             buffer.append(request * 3)
-            session.consume(buffer, 5 * (READ_COST + 512))
+            session.consume(buffer, Allowance(5 * (READ_COST + 512), 16))
             begun.append(session.batch)
         assert begun == [3, 2, 0, 0]
 
@@ -271,10 +272,32 @@ def test_searches_for_extents_leave_turns_to_others() -> None:
                 searches.append(sum(call[0] == "extents" for call in disk.calls))
             assert not answered.done()
             # One long search goes on, and in each turn a few others begin, up to 100 in all.
-            begun = ALONE // STATUS_COST
+            begun = ALONE.cost // STATUS_COST
             assert max(searches) <= 4 * (begun + 1)
             assert sum(searches) >= MODEST_REQUESTS
             await answered
+            for client in (greedy, modest):
+                await client.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("has_company", [True, False])
+def test_in_modest_company_few_requests_wait_for_the_disk(has_company: bool) -> None:
+    async def main() -> None:
+        async with running() as rig:
+            greedy, modest = await Client.attach(rig.path), await Client.attach(rig.path)
+            if has_company:
+                await modest.read(0, MODEST_LENGTH, flags=CommandFlag.DF)
+            gate = rig.disk.hold("flush")
+            greedy.writer.write(b"".join(greedy.pack(Command.FLUSH) for _ in range(200)))
+            most = (SHARED if has_company else ALONE).waiting
+            await gate.reached(most)
+            for _ in range(10):
+                await modest.read(0, MODEST_LENGTH, flags=CommandFlag.DF)
+            assert gate.waiting == most
+            rig.disk.unhold("flush")
+            await take_replies(greedy, 200)
             for client in (greedy, modest):
                 await client.close()
 
