@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from nbdjobs.daemon import exports
 from nbdjobs.protocol.constants import Command, NbdError
-from nbdjobs.protocol.turns import ALONE
+from nbdjobs.protocol.session import MAX_REQUESTS
 from tests.daemon.rig import Monitor, Rig, running
 from tests.nodes.faults import MemoryNode, Op
 
@@ -208,7 +209,7 @@ def test_continuing_clears_the_io_status_of_jobs(tmp_path: Path) -> None:
 # Clients and exports that go while stopped
 
 
-@pytest.mark.parametrize("requests", [1, ALONE.waiting - 1])
+@pytest.mark.parametrize("requests", [1, MAX_REQUESTS - 1])
 def test_a_client_that_leaves_while_stopped_is_gone(tmp_path: Path, requests: int) -> None:
     async def main() -> None:
         async with exporting(tmp_path) as (rig, monitor):
@@ -226,7 +227,7 @@ def test_a_client_that_leaves_while_stopped_is_gone(tmp_path: Path, requests: in
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("requests", [0, 1, 2 * ALONE.waiting])
+@pytest.mark.parametrize("requests", [0, 1, 2 * MAX_REQUESTS])
 def test_an_export_is_removed_with_its_clients_while_stopped(tmp_path: Path, requests: int) -> None:
     async def main() -> None:
         async with exporting(tmp_path) as (rig, monitor):
@@ -265,6 +266,29 @@ def test_a_server_that_stops_for_good_refuses_what_waits(tmp_path: Path, command
                 assert (await client.reply())[-1].error == NbdError.ESHUTDOWN
             assert await client.is_closed_by_server()
             assert disk.content == OLD
+
+    asyncio.run(main())
+
+
+def test_a_stop_that_waits_for_a_stuck_disk_is_no_obstacle_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exports, "STOP_GRACE_S", 0.0)
+
+    async def main() -> None:
+        async with running(tmp_path) as rig:
+            monitor = await rig.monitor()
+            await rig.start_nbd(monitor)
+            disk = rig.add_disk("disk", OLD)
+            await rig.export(monitor, "disk")
+            client = await rig.client("disk")
+            disk.hold(Op.READ)
+            client.send(Command.READ, 0, 512)
+            monitor.send("stop")
+            await monitor.event("STOP")
+            await rig.daemon.shutdown()
+            assert await client.is_closed_by_server()
+            assert await monitor.reply() == {"return": {}}
 
     asyncio.run(main())
 
