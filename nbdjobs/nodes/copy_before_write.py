@@ -195,7 +195,7 @@ class CopyBeforeWrite(DriverNode[CopyBeforeWriteOptions]):
             raise CommandError(f"Node '{self._bitmap.node}' not found")
         raise CommandError(f"Dirty bitmap '{self._bitmap.name}' not found")
 
-    def attached(self) -> None:
+    async def start(self) -> None:
         """From now on the old content of what users write is saved."""
         self.arm()
 

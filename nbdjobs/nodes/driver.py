@@ -115,9 +115,6 @@ class DriverNode(Node, Generic[OptionsT]):
             CommandError: It cannot be opened, in QEMU's words.
         """
 
-    def attached(self) -> None:
-        """Begin to work: all children are attached, and users may come from now on."""
-
     async def prepare_reopen(
         self, graph: Graph, config: NodeConfig, options: OptionsT
     ) -> Reopening[OptionsT]:

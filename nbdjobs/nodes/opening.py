@@ -113,7 +113,6 @@ class _Opening:
             await self._abandon(node)
             raise
         self._opened.append(node)
-        node.attached()
         return node
 
     def _attach(
