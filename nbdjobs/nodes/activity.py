@@ -64,7 +64,7 @@ async def inactivate(graph: Graph, nodes: Iterable[Node], *, called: str = "node
             async with graph.drained(*awake):
                 for node in awake:
                     graph.check_present(node)
-                    await node.flush()
+                    await node.hand_over()
                 # Others may have come while this waited.
                 if _to_inactivate(nodes) == awake:
                     _change(graph, awake, is_active=False)

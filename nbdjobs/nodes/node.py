@@ -231,6 +231,14 @@ class Node(Gate):
         Comes while all above the node is held back, so that no new one begins.
         """
 
+    async def hand_over(self) -> None:
+        """Bring everything to storage, as another process goes on from there; no request is here.
+
+        Raises:
+            NodeError: It cannot be written.
+        """
+        await self.flush()
+
     async def look_anew(self) -> None:
         """Forget what another process may have changed while the node was inactive.
 

@@ -40,7 +40,7 @@ class Defaults:
 
 TOP_LEVEL: Final = Defaults()
 
-MAX_CHAIN: Final = 200
+MAX_CHAIN: Final = 100
 """Images above each other; a longer chain is a mistake or an attack."""
 
 

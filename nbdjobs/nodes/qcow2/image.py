@@ -243,6 +243,7 @@ class Image:
         dirty = Incompatible.DIRTY
         if self.header.header.incompatible & dirty and self.is_lazy:
             await self.header.change(incompatible=self.header.header.incompatible & ~dirty)
+            self.is_prepared = False
 
     async def close(self) -> None:
         """Let go of threads."""

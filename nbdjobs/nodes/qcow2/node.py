@@ -154,6 +154,27 @@ class Qcow2Node(DriverNode[Qcow2Options]):
                 "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level"
             )
 
+    @property
+    def _is_writable(self) -> bool:
+        """Whether the image may be changed now."""
+        return self.is_active and not self.is_read_only
+
+    async def hand_over(self) -> None:
+        """Write what was put off, too."""
+        if self._is_writable and not self._is_dead:
+            await self._open_image.finish()
+        else:
+            await self.flush()
+
+    async def look_anew(self) -> None:
+        """Read the image again; its children stay."""
+        if self._image is not None:
+            await self._image.close()
+        self._forget_tables()
+        self._image = None
+        await self.load()
+        await self.start()
+
     async def start(self) -> None:
         """Read the tables, and make the image ready for changes if it is writable."""
         assert self._header is not None
@@ -161,7 +182,7 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         options = self._options
         sizes = cache_sizes(options, header.geometry, header.size)
         try:
-            if not self.is_read_only:
+            if self._is_writable:
                 await self._make_ready(self._header)
             self._image = await Image.open(
                 self._header,
@@ -218,12 +239,15 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         self._data_edge = "data-file" if geometry.has_data_file else "file"
 
     def _clean_later(self) -> None:
+        if self._cleaner is not None:
+            self._cleaner.cancel()
         if self._clean_every_s:
             loop = asyncio.get_running_loop()
             self._cleaner = loop.call_later(self._clean_every_s, self._clean)
 
     def _clean(self) -> None:
-        self._open_image.tables.forget_unused()
+        if self._image is not None:
+            self._image.tables.forget_unused()
         self._clean_later()
 
     async def settled(self) -> None:
@@ -238,7 +262,7 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         if self._image is None:
             return
         try:
-            if not self.is_read_only and not self._is_dead:
+            if self._is_writable and not self._is_dead:
                 await self._image.finish()
         except (NodeError, CorruptionError) as error:
             logger.error("%s: metadata could not be written at the end: %s", self.name, error)
@@ -533,7 +557,7 @@ class Qcow2Node(DriverNode[Qcow2Options]):
 
     async def _signal(self, error: CorruptionError) -> NodeError:
         """Tell the user of damage; what could destroy more makes the node unusable."""
-        is_fatal = error.is_fatal and not self.is_read_only
+        is_fatal = error.is_fatal and self._is_writable
         if is_fatal and not self._is_dead:
             self._is_dead = True
             self._forget_tables()
