@@ -91,6 +91,8 @@ class RunControl:
 
     def stop_for_error(self) -> None:
         """Hold the requests of clients because one of them has failed."""
+        if self.is_running:
+            logger.error("clients are stopped because of an I/O error, until somebody continues")
         self._hold(RunState.IO_ERROR)
 
     def cont(self) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from nbdjobs.daemon import exports
 from nbdjobs.protocol.constants import Command, NbdError
-from nbdjobs.protocol.session import MAX_REQUESTS
+from nbdjobs.protocol.turns import ALONE
 from tests.daemon.rig import Monitor, Rig, running
 from tests.nodes.faults import MemoryNode, Op
 
@@ -209,7 +209,7 @@ def test_continuing_clears_the_io_status_of_jobs(tmp_path: Path) -> None:
 # Clients and exports that go while stopped
 
 
-@pytest.mark.parametrize("requests", [1, MAX_REQUESTS - 1])
+@pytest.mark.parametrize("requests", [1, ALONE.waiting - 1])
 def test_a_client_that_leaves_while_stopped_is_gone(tmp_path: Path, requests: int) -> None:
     async def main() -> None:
         async with exporting(tmp_path) as (rig, monitor):
@@ -227,7 +227,7 @@ def test_a_client_that_leaves_while_stopped_is_gone(tmp_path: Path, requests: in
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("requests", [0, 1, 2 * MAX_REQUESTS])
+@pytest.mark.parametrize("requests", [0, 1, 2 * ALONE.waiting])
 def test_an_export_is_removed_with_its_clients_while_stopped(tmp_path: Path, requests: int) -> None:
     async def main() -> None:
         async with exporting(tmp_path) as (rig, monitor):
@@ -328,7 +328,7 @@ async def io_status(monitor: Monitor) -> object:
     [(28, "nospace", "No space left on device"), (5, "failed", "Input/output error")],
 )
 def test_an_error_stops_all_clients_and_is_over_when_somebody_continues(
-    tmp_path: Path, fault: int, status: str, reason: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: int, status: str, reason: str
 ) -> None:
     async def main() -> None:
         async with running(tmp_path) as rig:
@@ -364,6 +364,7 @@ def test_an_error_stops_all_clients_and_is_over_when_somebody_continues(
             assert await monitor.get("query-status") == RUNNING
 
     asyncio.run(main())
+    assert caplog.text.count("clients are stopped because of an I/O error") == 1
 
 
 def test_without_options_errors_are_reported_and_told_to_the_client_alone(tmp_path: Path) -> None:
