@@ -12,6 +12,7 @@ from nbdjobs.nodes.copy_before_write import CopyBeforeWrite
 from nbdjobs.nodes.driver import AnyDriver
 from nbdjobs.nodes.file import FileNode
 from nbdjobs.nodes.host_device import HostDeviceNode
+from nbdjobs.nodes.http import HttpNode, HttpsNode
 from nbdjobs.nodes.null import NullAioNode, NullCoNode
 from nbdjobs.nodes.qcow2.node import Qcow2Node
 from nbdjobs.nodes.raw import RawNode
@@ -25,6 +26,8 @@ DRIVERS: Final[Mapping[str, AnyDriver]] = {
         CopyBeforeWrite,
         FileNode,
         HostDeviceNode,
+        HttpNode,
+        HttpsNode,
         NullAioNode,
         NullCoNode,
         Qcow2Node,

@@ -39,7 +39,8 @@ T = TypeVar("T")
 _PREFIX: Final = re.compile(r"([^:/]*):")
 _PATHS: Final = ("file", "host_device")
 _NULL: Final = ("null-co", "null-aio")
-_PROTOCOLS: Final = (*_PATHS, *_NULL)
+_URLS: Final = ("http", "https")
+_PROTOCOLS: Final = (*_PATHS, *_NULL, *_URLS)
 
 
 class ImagePlace:
@@ -79,6 +80,8 @@ class ImagePlace:
             if not self.path:
                 raise CommandError("The 'file' block driver requires a file name")
             return {"driver": self.protocol, "filename": self.path}
+        if self.protocol in _URLS:
+            return {"driver": self.protocol, "url": self.filename}
         if self.filename != f"{self.protocol}://":
             raise CommandError(f"The only allowed filename for this driver is '{self.protocol}://'")
         return {"driver": self.protocol}
@@ -166,7 +169,7 @@ def _options_of(image_format: str, place: ImagePlace) -> dict[str, Any]:
         raise CommandError(f"Unknown driver '{image_format}'")
     if image_format in _PATHS:
         return place.options | {"driver": image_format}
-    if image_format in _NULL:
+    if image_format in _NULL + _URLS:
         return ImagePlace(place.graph, place.filename, image_format, place.path).options
     return {"driver": image_format, "file": place.options}
 

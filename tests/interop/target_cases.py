@@ -39,6 +39,11 @@ def cbw(name: str = "c", /, **options: Any) -> Ask:
     return add("copy-before-write", name, **{"file": "s", "target": "t", **options})
 
 
+def web(driver: str = "http", /, **options: Any) -> Ask:
+    merged = {"url": f"{driver}://127.0.0.1:1/disk.img", "read_only": True, **options}
+    return add(driver, "w", **merged)
+
+
 GRAPH: Final = ask("x-debug-query-block-graph")
 
 SCENARIOS: Final[Mapping[str, Sequence[Step]]] = {
@@ -197,5 +202,39 @@ SCENARIOS: Final[Mapping[str, Sequence[Step]]] = {
         ask("block_resize", node_name="t", size=512),
         ask("nbd-server-stop"),
         ask("query-block-exports"),
+    ],
+    "what disks on web servers refuse": [
+        add("http", "w"),
+        web(read_only=False),
+        web(url="foo"),
+        web(url="https://127.0.0.1:1/disk.img"),
+        web("https", url="http://127.0.0.1:1/disk.img"),
+        web(url=1),
+        web(readahead=100),
+        web(readahead=-512),
+        web(readahead="512"),
+        web(timeout=-1),
+        web(timeout=10001),
+        web(cookie="a=b", cookie_secret="s"),
+        web(sslverify=False),
+        web("https", sslverify="off"),
+        web(password_secret="s"),
+        web(cookie_secret="s"),
+        web(proxy_password_secret="s"),
+        ask("object-add", qom_type="iothread", id="io"),
+        web(password_secret="io"),
+        ask("object-add", qom_type="secret", id="b", data="/w==", format="base64"),
+        web(password_secret="b"),
+        web(proxy_password_secret="b", url="foo"),
+        file("s"),
+        drive(target="http://127.0.0.1:1/new.img"),
+        drive(target="https://127.0.0.1:1/new.img", format="raw"),
+        drive(target="new.img", format="http"),
+        existing(target="http://127.0.0.1:1/new.img", format="raw"),
+        existing(target="http://127.0.0.1:1/new.img", format="http"),
+        existing(target="http://127.0.0.1:1/new.img"),
+        existing(format="https"),
+        NODES,
+        delete("s"),
     ],
 }

@@ -79,10 +79,7 @@ DRIVERS: Final[Mapping[str, str]] = {
     "ftps": _NETWORK,
     "gluster": _NETWORK,
     "host_cdrom": _EMULATOR,
-    "http": _NETWORK,
-    "https": _NETWORK,
     "iscsi": _NETWORK,
-    "luks": _FORMAT,
     "nbd": "comes with jobs of other kinds, as their target on another machine",
     "nfs": _NETWORK,
     "nvme": "needs a device taken away from the kernel",
@@ -170,7 +167,9 @@ THEIRS: Final[Mapping[str, str]] = {
     "query-blockstats ret.*.driver-specific.driver.*": "a word that no node answers with",
     "*.driver.qcow2.encrypt": "comes with encrypted images",
     "query-* ret.*.dirty-bitmaps": _BITMAPS,
-    "query-* ret.*.image.format-specific": _CHAINS,
+    "query-* ret.*.image.format-specific.type.qcow2": _CHAINS,
+    "query-* ret.*.image.format-specific.type.rbd": _NETWORK,
+    "query-* ret.*.image.format-specific.type.vmdk": _FORMAT,
     "query-* ret.*.image.snapshots": _SNAPSHOTS,
 }
 

@@ -158,7 +158,7 @@ FACTORIES: Final[dict[str, tuple[str, Factory]]] = {
     "host_device": ("host_device", _device),
     "host_device, past the cache": ("host_device", lambda image: _device(image, direct=True)),
 }
-READ_ONLY: Final = frozenset({"snapshot-access"})
+READ_ONLY: Final = frozenset({"snapshot-access", "http", "https"})
 """Drivers that nothing can be written to; their own tests say what they read."""
 
 STORING: Final = [name for name in FACTORIES if not name.startswith("null")]
