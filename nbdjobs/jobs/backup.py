@@ -167,7 +167,11 @@ def create_backup(
     job = None
     try:
         copy = node.arm(
-            CopyTuning(max_chunk=options.perf.max_chunk, use_copy_range=options.perf.use_copy_range)
+            CopyTuning(
+                max_chunk=options.perf.max_chunk,
+                use_copy_range=options.perf.use_copy_range,
+                compresses=options.compress,
+            )
         )
         if options.perf.max_chunk and options.perf.max_chunk < copy.cluster_size:
             raise CommandError(

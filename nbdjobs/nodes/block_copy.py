@@ -67,10 +67,12 @@ class CopyTuning:
     Attributes:
         max_chunk: Longest piece copied at a time, in bytes; 0 leaves the choice to the copy.
         use_copy_range: Whether to ask the storage to copy by itself first.
+        compresses: Whether the target is to be written compressed.
     """
 
     max_chunk: int = 0
     use_copy_range: bool = False
+    compresses: bool = False
 
 
 def choose_cluster_size(target: Node, minimum: int = 0) -> int:
@@ -118,6 +120,7 @@ class BlockCopy:
         self._target = target
         self._in_flight = TrackedRequests()
         self._buffers = BufferPool(MAX_BUFFERS)
+        self._compresses = tuning.compresses
         self._uses_copy_range = tuning.use_copy_range
         chunk = STORAGE_CHUNK if tuning.use_copy_range else BUFFER_SIZE
         self._max_chunk = max(round_down(tuning.max_chunk or chunk, cluster_size), cluster_size)
@@ -263,7 +266,11 @@ class BlockCopy:
             await self._zero(begin, min(piece_end, self.size))
             return piece_end
         piece_end = min(end, begin + self._max_chunk)
-        await self._copy_pieces(begin, min(piece_end, self.size), status)
+        if self._compresses:
+            # Only whole clusters can be compressed.
+            await self._copy_data(begin, min(piece_end, self.size) - begin)
+        else:
+            await self._copy_pieces(begin, min(piece_end, self.size), status)
         return piece_end
 
     def _mark_copied(self, begin: int, end: int) -> int:
@@ -295,6 +302,9 @@ class BlockCopy:
             return BlockStatus(length, DATA)  # whether it really fails, the read will show
 
     async def _copy_data(self, offset: int, length: int) -> None:
+        if self._compresses:
+            await self._copy_compressed(offset, length)
+            return
         if self._uses_copy_range and await self._copy_by_storage(offset, length):
             return
         end = offset + length
@@ -311,6 +321,24 @@ class BlockCopy:
                 self._uses_copy_range = False
             return False  # copying by hand shows which side fails, if one does
         return True
+
+    async def _copy_compressed(self, offset: int, length: int) -> None:
+        """Copy whole clusters, one buffer at a time or one cluster, whichever is longer."""
+        step = max(BUFFER_SIZE, self._target.node.cluster_size)
+        end = offset + length
+        for begin in range(offset, end, step):
+            data = memoryview(bytearray(min(step, end - begin)))
+            try:
+                await self._source.node.pread(begin, data)
+            except NodeError as error:
+                raise CopyError(error, is_read=True) from error
+            if is_zero(data):
+                await self._zero(begin, begin + len(data))
+                continue
+            try:
+                await self._target.node.pwrite_compressed(begin, data)
+            except NodeError as error:
+                raise CopyError(error, is_read=False) from error
 
     async def _copy_by_hand(self, offset: int, length: int) -> None:
         buffer = self._buffers.take_free() or await self._buffers.take()

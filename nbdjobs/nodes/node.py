@@ -190,6 +190,15 @@ class Node(Gate):
         """
         raise NodeError(errno.ENOTSUP)
 
+    async def pwrite_compressed(self, offset: int, data: memoryview) -> None:
+        """Write clusters compressed, where `supports_compressed_writes` says so.
+
+        Args:
+            offset: A multiple of the cluster size.
+            data: Whole clusters, but for the last one of the disk.
+        """
+        raise NodeError(errno.ENOTSUP)
+
     async def truncate(self, size: int) -> None:
         """Make the node `size` bytes long; what is new reads as zeroes, where the storage can.
 

@@ -13,12 +13,19 @@ from typing import Any
 import pytest
 
 from nbdjobs.errors import CommandError, NodeError
+from nbdjobs.nodes.activity import activate, inactivate
+from nbdjobs.nodes.block_copy import BlockCopy, CopyTuning, choose_cluster_size
 from nbdjobs.nodes.device import Device
+from nbdjobs.nodes.file import FileOptions
+from nbdjobs.nodes.graph import Edge, Graph, Role
+from nbdjobs.nodes.opening import open_node
+from nbdjobs.nodes.options import Discard
 from nbdjobs.nodes.permissions import ALL, Permission
 from nbdjobs.nodes.qcow2.bitmaps import BitmapEntry, BitmapFlag, parse_directory
 from nbdjobs.nodes.qcow2.constants import Autoclear, Incompatible
 from nbdjobs.nodes.qcow2.create import CreateOptions, empty_image
 from nbdjobs.nodes.qcow2.header import Header
+from nbdjobs.nodes.qcow2.options import Qcow2Options
 from nbdjobs.nodes.qcow2.snapshots import Snapshot, parse_snapshots
 from nbdjobs.nodes.status import Status
 from tests.nodes.faults import MemoryNode
@@ -320,6 +327,35 @@ def test_compressed_writes_are_of_whole_clusters() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("cluster_size", [512, 65536, 1 << 20])
+def test_a_copy_can_be_compressed(cluster_size: int) -> None:
+    size = (3 << 20) + 512
+    content = bytearray((b"some words that come again " * size)[:size])
+    content[1 << 20 : 2 << 20] = bytes(1 << 20)
+    content[70_000:75_000] = bytes(5000)
+
+    async def run() -> None:
+        file = LoggedFile(empty_image(CreateOptions(size=size, cluster_size=cluster_size)))
+        before = len(file.content)
+        source = MemoryNode(bytes(content), name="source")
+        async with opened(file) as device:
+            target = device.node
+            copy = BlockCopy(
+                Edge(device, "source", source, Role.ROOT),
+                Edge(device, "target", target, Role.ROOT),
+                cluster_size=choose_cluster_size(target),
+                tuning=CopyTuning(compresses=True),
+            )
+            await copy.copy(0, size)
+            assert await content_of(device) == content
+        found = await checked(file)
+        assert found.is_clean
+        assert found.compressed_clusters == found.allocated_clusters > 0
+        assert len(file.content) - before < 2 * cluster_size + size // 4
+
+    asyncio.run(run())
+
+
 # Reading without a wait, and caches
 
 
@@ -439,5 +475,42 @@ def test_only_a_writer_of_the_image_may_change_the_file() -> None:
                 Device(graph, file, needed=WRITER, shared=ALL)
             assert device.edge.needed == WRITER
             assert Permission.RESIZE in image_of(device).edges["file"].needed
+
+    asyncio.run(run())
+
+
+def test_an_image_is_handed_over_and_taken_back(tmp_path: Path) -> None:
+    """What others did to it meanwhile is seen, and what was put off was written before."""
+    path = tmp_path / "a.qcow2"
+
+    async def run() -> None:
+        await make(path, CreateOptions(size=DISK, cluster_size=CLUSTER, is_lazy=True))
+        graph = Graph()
+        wanted = Qcow2Options(
+            driver="qcow2",
+            node_name="disk",
+            discard=Discard.UNMAP,
+            file=FileOptions(driver="file", filename=str(path)),
+        )
+        node = await open_node(graph, wanted)
+        buffer = bytearray(512)
+        for _ in range(2):
+            device = Device(graph, node, needed=WRITER)
+            await device.pwrite(0, memoryview(b"mine" * CLUSTER))
+            await device.pwrite_zeroes(0, CLUSTER)
+            await device.close()
+            await inactivate(graph, [node])
+            found = await checked(LoggedFile(path.read_bytes()))
+            assert (found.leaks, found.corruptions) == (0, 0)
+            assert not Header.parse(path.read_bytes()).incompatible
+            async with opened(path) as other:
+                await other.pwrite(512, memoryview(b"o" * 512))
+            await activate(graph, [node])
+            await node.pread(512, memoryview(buffer))
+            assert buffer == b"o" * 512
+        node.is_owned_by_user = False
+        await graph.drop_if_unused(node)
+        found = await checked(LoggedFile(path.read_bytes()))
+        assert (found.leaks, found.corruptions) == (0, 0)
 
     asyncio.run(run())
