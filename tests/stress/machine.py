@@ -29,6 +29,9 @@ WRITERS = 4
 #: So slow that only guests' writes move the backup on (bytes per second).
 HELD_BACK = 1
 
+#: Those that the test under way has started.
+RUNNING: list[Machine] = []
+
 
 @dataclass(frozen=True)
 class Backup:
@@ -76,7 +79,9 @@ class Machine:
         content = random_.randbytes(DISK_SIZE // 2) + bytes(DISK_SIZE - DISK_SIZE // 2)
         self.disk.path.write_bytes(content)
         self.plots = cut(content, random_, longest=LONGEST_PLOT)
+        self._crowds: list[Crowd] = []
         self.daemon = self._start_daemon()
+        RUNNING.append(self)
 
     def _start_daemon(self) -> Daemon:
         options = (*self.disk.blockdev(**self._options), *unix_server(), *self.disk.export())
@@ -84,7 +89,9 @@ class Machine:
 
     def crowd(self) -> Crowd:
         """Writers on the disk, not yet started."""
-        return Crowd(self._nbd, self.daemon.uri("disk0"), self.plots, self.random, WRITERS)
+        crowd = Crowd(self._nbd, self.daemon.uri("disk0"), self.plots, self.random, WRITERS)
+        self._crowds.append(crowd)
+        return crowd
 
     def node_names(self) -> list[str]:
         """All nodes."""
@@ -151,6 +158,13 @@ class Machine:
             plot.check_after_crash(content[plot.offset : plot.offset + len(plot.content)])
 
     # Ends
+
+    def abandon(self) -> None:
+        """Leave nothing running, whatever a failed test has left: writers would go on for ever."""
+        if self.daemon.process.poll() is None:
+            self.crash()
+        for crowd in self._crowds:
+            crowd.join()
 
     def crash(self) -> None:
         """Kill the daemon, as the kernel does when memory is short."""

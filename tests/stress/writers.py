@@ -72,6 +72,8 @@ class Crowd:
     def join(self) -> None:
         """Wait until all have ended, by themselves or because the daemon has."""
         for thread in self._threads:
+            if thread.ident is None:
+                continue  # never started
             thread.join(PATIENCE_S)
             assert not thread.is_alive(), "a request was never answered"
 
