@@ -13,6 +13,7 @@ from nbdjobs.nodes.driver import AnyDriver
 from nbdjobs.nodes.file import FileNode
 from nbdjobs.nodes.host_device import HostDeviceNode
 from nbdjobs.nodes.http import HttpNode, HttpsNode
+from nbdjobs.nodes.luks import LuksNode
 from nbdjobs.nodes.null import NullAioNode, NullCoNode
 from nbdjobs.nodes.qcow2.node import Qcow2Node
 from nbdjobs.nodes.raw import RawNode
@@ -28,6 +29,7 @@ DRIVERS: Final[Mapping[str, AnyDriver]] = {
         HostDeviceNode,
         HttpNode,
         HttpsNode,
+        LuksNode,
         NullAioNode,
         NullCoNode,
         Qcow2Node,

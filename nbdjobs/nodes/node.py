@@ -50,6 +50,9 @@ class Node(Gate):
     is_format: ClassVar[bool] = False
     """Whether the driver interprets a child instead of storing bytes itself."""
 
+    is_encrypted: bool = False
+    """Whether what the driver stores is encrypted."""
+
     supports_compressed_writes: ClassVar[bool] = False
 
     takes_debug_events: ClassVar[bool] = False

@@ -25,6 +25,7 @@ from nbdjobs.nodes.drivers import DRIVERS
 from nbdjobs.nodes.file import FileOptions
 from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.leaky_bucket import BucketConfig, BucketName, ThrottleConfig
+from nbdjobs.nodes.luks import LuksOptions
 from nbdjobs.nodes.null import NullOptions
 from nbdjobs.nodes.opening import open_node
 from nbdjobs.nodes.options import BlockdevOptions, CacheOptions, Discard
@@ -35,12 +36,14 @@ from nbdjobs.nodes.raw import RawOptions
 from nbdjobs.nodes.status import Status
 from nbdjobs.nodes.throttle import ThrottleOptions
 from nbdjobs.nodes.throttle_group import ThrottleGroup
+from tests.nodes.encrypted import volume_of_zeroes
 from tests.nodes.loop_device import has_loop_devices, loop_device
 
 SIZE: Final = 256 * 1024
 WRITER: Final = Permission.CONSISTENT_READ | Permission.WRITE
 SHARED: Final = permissions.ALL & ~Permission.RESIZE
 LIMITS: Final = "limits"
+PASSWORD: Final = "password"
 
 QCOW2: Final = {
     "qcow2": CreateOptions(size=SIZE),
@@ -127,6 +130,15 @@ def _throttle(image: Path) -> ThrottleOptions:
     )
 
 
+def _luks(image: Path) -> LuksOptions:
+    return LuksOptions(
+        driver="luks",
+        node_name="disk",
+        key_secret=PASSWORD,
+        file=FileOptions(driver="file", filename=str(image)),
+    )
+
+
 def _copy_before_write(image: Path) -> CopyBeforeWriteOptions:
     return CopyBeforeWriteOptions(
         driver="copy-before-write",
@@ -150,6 +162,7 @@ FACTORIES: Final[dict[str, tuple[str, Factory]]] = {
     "raw": ("raw", _raw),
     "raw with offset and size": ("raw", _window),
     "blkdebug with limits": ("blkdebug", _blkdebug),
+    "luks": ("luks", _luks),
     **dict.fromkeys(QCOW2, ("qcow2", _qcow2)),
     "throttle": ("throttle", _throttle),
     "copy-before-write": ("copy-before-write", _copy_before_write),
@@ -179,8 +192,12 @@ operations = st.lists(
 def storage_for(name: str, folder: Path, *, size: int = SIZE) -> Iterator[Path]:
     """A file or device with no content but zeroes, as the driver needs it."""
     image = folder / "disk.img"
-    image.write_bytes(empty_image(replace(QCOW2[name], size=size)) if name in QCOW2 else b"")
-    if name not in QCOW2:
+    if name in QCOW2:
+        image.write_bytes(empty_image(replace(QCOW2[name], size=size)))
+    elif name == "luks":
+        image.write_bytes(volume_of_zeroes(size, PASSWORD.encode()))
+    else:
+        image.write_bytes(b"")
         os.truncate(image, size)
     if FACTORIES[name][0] != "host_device":
         yield image
@@ -199,6 +216,7 @@ def with_disk(name: str, image: Path, scenario: Callable[[Device], Awaitable[Non
         # So high that requests go through its buckets, and nothing waits.
         limits = ThrottleConfig({BucketName.BPS_TOTAL: BucketConfig(10**12)})
         graph.throttle_groups[LIMITS] = ThrottleGroup(limits)
+        graph.secrets.add(PASSWORD, PASSWORD.encode())
         node = await open_node(graph, FACTORIES[name][1](image))
         device = Device(graph, node, needed=WRITER, shared=SHARED)
         try:

@@ -18,9 +18,26 @@ from nbdjobs.nodes.error_policy import IoStatus
 from nbdjobs.nodes.file import FileNode
 from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.latency import Histogram
+from nbdjobs.nodes.luks import LuksNode
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.snapshot_access import SnapshotAccess
 from nbdjobs.qapi.types import INT64_MAX, Uint64, flat_union, member
+from nbdjobs.qmp.commands.encryption_info import QCryptoBlockInfoLUKS, describe_luks
+
+
+@flat_union("type", lambda: {"luks": ImageInfoSpecificLUKSWrapper})
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInfoSpecific:
+    """What only some formats have to tell."""
+
+    type: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInfoSpecificLUKSWrapper(ImageInfoSpecific):
+    """How an encrypted volume is encrypted."""
+
+    data: QCryptoBlockInfoLUKS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +56,7 @@ class ImageInfo:
     full_backing_filename: str | None = None
     backing_filename_format: str | None = None
     backing_image: ImageInfo | None = None
+    format_specific: ImageInfoSpecific | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +238,7 @@ def describe_node(node: Node, *, flat: bool = False) -> BlockDeviceInfo:
         ro=node.is_read_only,
         drv=node.driver,
         backing_file_depth=0 if flat else _filters_of(node),
-        encrypted=False,
+        encrypted=node.is_encrypted,
         detect_zeroes=node.config.detect_zeroes,
         bps=0,
         bps_rd=0,
@@ -252,8 +270,16 @@ def describe_image(node: Node, *, flat: bool = False) -> ImageInfo:
         actual_size=node.allocated_size,
         virtual_size=node.size,
         cluster_size=node.cluster_size or None,
+        encrypted=node.is_encrypted or None,
         backing_image=None if below is None else describe_image(below),
+        format_specific=_describe_format(node),
     )
+
+
+def _describe_format(node: Node) -> ImageInfoSpecific | None:
+    if isinstance(node, LuksNode):
+        return ImageInfoSpecificLUKSWrapper(type="luks", data=describe_luks(node.luks_header))
+    return None
 
 
 def _filtered(node: Node) -> Node | None:
