@@ -8,7 +8,7 @@ import asyncio
 import errno
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbdjobs.errors import CommandError, NodeError
+from nbdjobs.jobs.backup import BackupOptions, SyncMode, start_backup
 from nbdjobs.nodes.config import NodeConfig
 from nbdjobs.nodes.copy_before_write import (
     BlockDirtyBitmap,
@@ -28,7 +29,7 @@ from nbdjobs.nodes.opening import open_node
 from nbdjobs.nodes.options import Discard
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.snapshot_access import SnapshotAccessOptions
-from nbdjobs.nodes.status import DATA, HOLE
+from nbdjobs.nodes.status import DATA, HOLE, Status
 from tests.jobs.rig import CLUSTER, Rig, turns
 from tests.jobs.test_point_in_time import RestlessNode
 from tests.nodes.faults import MemoryNode, Op
@@ -331,6 +332,49 @@ def test_a_smaller_disk_loses_nothing_of_its_snapshot() -> None:
     asyncio.run(main())
 
 
+def test_a_larger_disk_is_saved_as_far_as_it_was() -> None:
+    async def main() -> None:
+        async with fleecing(Rig(2 * CLUSTER + 1024)) as disk:
+
+            async def truncate(size: int) -> None:
+                disk.source.content.extend(bytes(size - disk.source.size))
+
+            disk.source._truncate = truncate  # type: ignore[method-assign]
+            await disk.filter.truncate(5 * CLUSTER)
+            for offset in (4 * CLUSTER, 2 * CLUSTER, CLUSTER - 10):
+                await disk.write(offset, b"w" * CLUSTER)
+            assert disk.source.content[4 * CLUSTER :] == b"w" * CLUSTER
+            await disk.assert_old(0, 2 * CLUSTER + 1024)
+            assert not disk.filter.block_copy.has_work
+
+    asyncio.run(main())
+
+
+def test_a_job_may_copy_the_snapshot_itself() -> None:
+    async def main() -> None:
+        rig = Rig()
+        copy = MemoryNode(4 * CLUSTER, name="copy")
+        async with fleecing(rig) as disk:
+            rig.graph.add(copy)
+            async with copy.hold(Op.WRITE) as gate:
+                job = await start_backup(
+                    rig.jobs,
+                    rig.graph,
+                    disk.reader.node,
+                    copy,
+                    BackupOptions(sync=SyncMode.FULL, job_id="j"),
+                )
+                await gate.reached()
+                await disk.write(0)
+                await disk.write(3 * CLUSTER)
+            await rig.run_through(job)
+            assert copy.content == disk.before
+            assert "copy" not in rig.graph.nodes
+            assert disk.reader.node.driver == "snapshot-access"
+
+    asyncio.run(main())
+
+
 def test_any_other_node_has_no_snapshot() -> None:
     async def main() -> None:
         rig = Rig()
@@ -487,14 +531,19 @@ def test_readers_see_the_point_in_time_under_any_schedule(
                 assert given_up & touched or disk.filter.snapshot_error is not None
             else:
                 assert content == disk.before[offset : offset + length]
+            with suppress(NodeError):
+                run = await disk.reader.block_status(offset, length)
+                is_zero = not any(disk.before[offset : offset + run.length])
+                assert is_zero or Status.ZERO not in run.status
             if discards and chance.random() < 0.1:
                 cluster = chance.randrange(5)
                 given_up.add(cluster)
                 await disk.reader.pdiscard(cluster * CLUSTER, CLUSTER)
 
     async def main() -> None:
-        content = random.Random(seed).randbytes(size)
-        source = RestlessNode(content, "s", chance)
+        content = bytearray(random.Random(seed).randbytes(size))
+        content[CLUSTER : 2 * CLUSTER + 9000] = bytes(CLUSTER + 9000)
+        source = RestlessNode(bytes(content), "s", chance)
         target = RestlessNode(bytes(size), "t", chance)
         async with fleecing(Rig(source, target), on_cbw_error=on_cbw_error) as disk:
             if fails:
