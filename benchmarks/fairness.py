@@ -152,17 +152,18 @@ def main() -> int:
                 continue
             for peer in taking_part:
                 try:
-                    alone, beside = (
+                    rounds = [
                         [
                             measure(peer, images.disk, company, arguments.seconds, directory)
-                            for _ in range(arguments.rounds)
+                            for company in (None, greed)
                         ]
-                        for company in (None, greed)
-                    )
+                        for _ in range(arguments.rounds)
+                    ]
                 except (ServerError, FioError, OSError) as error:
                     print(f"failed: {greed.title}, {peer.name}: {error}", file=sys.stderr)
                     failures += 1
                 else:
+                    alone, beside = zip(*rounds, strict=True)
                     print(line(peer, greed, alone, beside), flush=True)
     return 1 if failures else 0
 
