@@ -236,7 +236,7 @@ class CopyBeforeWrite(DriverNode[CopyBeforeWriteOptions]):
         return super().content_options | {"target": target}
 
     @property
-    def allocated_size(self) -> int:
+    def allocated_size(self) -> int | None:
         """What the file takes up; the target is not part of this disk."""
         return self._file.allocated_size
 

@@ -181,9 +181,9 @@ class HttpNode(DriverNode[HttpOptions]):
         return round_up(self._opened.size, SECTOR)
 
     @property
-    def allocated_size(self) -> int:
-        """Nothing is stored here."""
-        return 0
+    def allocated_size(self) -> int | None:
+        """Only the server knows."""
+        return None
 
     @property
     def is_read_only(self) -> bool:

@@ -23,6 +23,8 @@ from nbdjobs.nodes.op_blockers import OpBlockers
 from nbdjobs.nodes.permissions import Permission
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from nbdjobs.nodes.graph import Edge
 
 _JSON: Final = "json:"
@@ -104,9 +106,9 @@ class Node(Gate):
         return 0
 
     @property
-    def allocated_size(self) -> int:
-        """Bytes that the content takes up in storage."""
-        return sum(edge.node.allocated_size for edge in self.edges.values())
+    def allocated_size(self) -> int | None:
+        """Bytes that the content takes up in storage, or None where nobody knows."""
+        return total_size(edge.node.allocated_size for edge in self.edges.values())
 
     @property
     def filtered(self) -> Node | None:
@@ -270,3 +272,13 @@ class Node(Gate):
 
     async def close(self) -> None:
         """Let go of what the node holds; no request is in flight, no parent is left."""
+
+
+def total_size(sizes: Iterable[int | None]) -> int | None:
+    """The sum, which nobody knows if one of them is not known."""
+    known = 0
+    for size in sizes:
+        if size is None:
+            return None
+        known += size
+    return known

@@ -124,6 +124,7 @@ def test_the_disk_is_the_file() -> None:
             assert disk.node.size == 10 * BLOCK + 512
             assert disk.node.is_read_only
             assert disk.node.filename == site.url
+            assert disk.node.allocated_size is None
             assert disk.node.is_known_data(0, BLOCK)
             await disk.assert_right(0, 10 * BLOCK + 512)
             await disk.assert_right(10 * BLOCK + 90, 20)

@@ -24,7 +24,7 @@ from nbdjobs.nodes.config import SECTOR, NodeConfig
 from nbdjobs.nodes.driver import ChildReference, DriverNode
 from nbdjobs.nodes.events import DebugEvent
 from nbdjobs.nodes.graph import Edge, Graph, Role
-from nbdjobs.nodes.node import Node
+from nbdjobs.nodes.node import Node, total_size
 from nbdjobs.nodes.options import BlockdevOptions
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.qcow2 import chain, constants
@@ -75,6 +75,7 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         self._is_dead = False
         self._has_told = False
         self._tell: Callable[[object], None] | None = None
+        self._secrets = Secrets()
         self._cleaner: asyncio.TimerHandle | None = None
         self._data_edge = "file"
         self._clean_every_s = 0
@@ -111,8 +112,9 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         return cls(name, config, options)
 
     def bind(self, graph: Graph) -> None:
-        """Remember whom to tell of damage."""
+        """Remember whom to tell of damage, and where passwords are."""
         self._tell = graph.on_event
+        self._secrets = graph.secrets
 
     async def load(self) -> tuple[ChildReference, ...]:
         """Read the header, and name the children that it names."""
@@ -123,6 +125,10 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         header = self._header.header
         self._size = round_down(header.size, SECTOR)
         self._check(header)
+        self._files.cipher = await open_cipher(header, self._files, self._options, self._secrets)
+        if self._files.cipher is not None:
+            self.is_encrypted = True
+            self.set_limits(ENCRYPTED_LIMITS)
         children = []
         if header.has_data_file and "data-file" not in self.edges:
             if header.data_file is None:
@@ -301,9 +307,11 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         return self.header.cluster_size
 
     @property
-    def allocated_size(self) -> int:
+    def allocated_size(self) -> int | None:
         """What the image takes up, without its backing files."""
-        return sum(edge.node.allocated_size for edge in self.edges.values() if edge.is_primary)
+        return total_size(
+            edge.node.allocated_size for edge in self.edges.values() if edge.is_primary
+        )
 
     def child_permissions(
         self, edge: Edge, needed: Permission, shared: Permission
