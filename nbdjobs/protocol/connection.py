@@ -58,7 +58,7 @@ class Connection(asyncio.BufferedProtocol):
         budget: What all clients may hold.
         polling: When to look for requests instead of sleeping.
         turns: How much is done for this client before it is everybody's turn.
-        handshake_limit_s: Seconds until negotiation must be over.
+        handshake_limit_s: Seconds until negotiation must be over; 0 for no limit.
         call_later: Timers.
         on_end: Called once, when the client is gone and its last request has ended.
         use_writev: Send straight to the socket; must be False where the transport encrypts.
@@ -139,7 +139,9 @@ class Connection(asyncio.BufferedProtocol):
             sock = transport.get_extra_info("socket")
             self._descriptor = sock.fileno()
             self._unread_from = unread_from(sock.family)
-        self._handshake_timer = self._call_later(self._handshake_limit_s, self._handshake_expired)
+        if self._handshake_limit_s:
+            expire = self._handshake_expired
+            self._handshake_timer = self._call_later(self._handshake_limit_s, expire)
         assert self._negotiation is not None
         transport.write(self._negotiation.greeting())
 

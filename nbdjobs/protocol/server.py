@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from nbdjobs.protocol.buffers import BufferPool, CallLater
+from nbdjobs.protocol.buffers import BufferPool, CallLater, Timer
 from nbdjobs.protocol.connection import Connection
 from nbdjobs.protocol.export import Export
 from nbdjobs.protocol.listener import Listener, bind_tcp, bind_unix, prepare_client
@@ -21,6 +21,10 @@ from nbdjobs.protocol.turns import Turns
 
 DEFAULT_MAX_CONNECTIONS: Final = 100
 """Clients at a time, as in QEMU's nbd-server-start."""
+
+FULL_HANDSHAKE_LIMIT_S: Final = 1.0
+"""Seconds it has while all connections are taken, so that those who only begin to negotiate cannot
+lock others out for long."""
 
 RESERVED: Final = 4
 """One connection in so many is kept for exports that have few clients."""
@@ -39,7 +43,7 @@ class Server:
     Args:
         max_connections: Clients at a time, 0 for no limit; further ones wait to be accepted. Some
             of them are kept for each export (`has_room`).
-        handshake_limit_s: Seconds a client has for its negotiation.
+        handshake_limit_s: Seconds a client has for its negotiation, 0 for no limit.
         on_unused: Called with an export when its last client is gone, whether or not the export
             is still on offer; not called for an export that never had a client.
         call_later: Timers; `loop.call_later` unless given.
@@ -68,6 +72,7 @@ class Server:
         self._listeners: list[Listener] = []
         self._connections: set[Connection] = set()
         self._accepting: set[asyncio.Task[None]] = set()
+        self._hurry: Timer | None = None
         self._is_closed = False
         self._is_holding = False
         self._all_ended = asyncio.Event()
@@ -200,6 +205,8 @@ class Server:
         for connection in tuple(self._connections):
             connection.finish()
         self._pool.close()
+        if self._hurry is not None:
+            self._hurry.cancel()
         try:
             await asyncio.wait_for(self._all_ended.wait(), grace_s)
         except TimeoutError:
@@ -216,14 +223,35 @@ class Server:
         self._listeners.append(listener)
         listener.set_accepting(self._has_room())
 
+    @property
+    def _is_full(self) -> bool:
+        return 0 < self._max_connections <= len(self._connections)
+
     def _has_room(self) -> bool:
-        is_full = 0 < self._max_connections <= len(self._connections)
-        return not is_full and not self._is_holding
+        return not self._is_full and not self._is_holding
 
     def _balance(self) -> None:
         """Accept clients exactly while there is room for them."""
         for listener in self._listeners:
             listener.set_accepting(self._has_room())
+        if self._is_full and self._hurry is None and self._handshake_limit_s:
+            negotiating = self._negotiating()
+            if negotiating:
+                self._hurry = self._call_later(
+                    FULL_HANDSHAKE_LIMIT_S, lambda: self._make_room(negotiating)
+                )
+
+    def _negotiating(self) -> set[Connection]:
+        return {connection for connection in self._connections if connection.export is None}
+
+    def _make_room(self, slow: set[Connection]) -> None:
+        """Cut off those who still negotiate, if their places are still asked for."""
+        self._hurry = None
+        if self._is_full:
+            for connection in slow & self._negotiating():
+                _log.info("client disconnected: others wait for its place")
+                connection.disconnect()
+            self._balance()
 
     def _accept(self, sock: socket.socket) -> None:
         prepare_client(sock)

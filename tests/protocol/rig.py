@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nbdjobs.errors import NodeError
 from nbdjobs.protocol.export import Export, Extent, FileRange
-from nbdjobs.protocol.server import Server
+from nbdjobs.protocol.server import HANDSHAKE_LIMIT_S, Server
 
 SIZE = 1024 * 1024
 BLOCK = 4096
@@ -200,6 +200,7 @@ class Rig:
 async def running(
     *,
     max_connections: int = 100,
+    handshake_limit_s: float = HANDSHAKE_LIMIT_S,
     minimum_block_size: int = 1,
     is_writable: bool = True,
     size: int = SIZE,
@@ -215,7 +216,10 @@ async def running(
     clock = Clock()
     unused: list[Export] = []
     server = Server(
-        max_connections=max_connections, call_later=clock.call_later, on_unused=unused.append
+        max_connections=max_connections,
+        handshake_limit_s=handshake_limit_s,
+        call_later=clock.call_later,
+        on_unused=unused.append,
     )
     server.add_export(export)
     server.add_export(replace(export, name="other"))

@@ -20,7 +20,7 @@ from nbdjobs.protocol.constants import OptionReplyType as Kind
 from nbdjobs.protocol.export import Export
 from nbdjobs.protocol.listener import Listener
 from nbdjobs.protocol.messages import ExportQuery
-from nbdjobs.protocol.server import HANDSHAKE_LIMIT_S, Server
+from nbdjobs.protocol.server import FULL_HANDSHAKE_LIMIT_S, HANDSHAKE_LIMIT_S, Server
 from nbdjobs.protocol.turns import ALONE
 from tests.protocol.client import Client
 from tests.protocol.rig import SIZE, MemoryDisk, Rig, running
@@ -275,6 +275,45 @@ def test_clients_beyond_the_limit_wait_until_one_ends() -> None:
     asyncio.run(main())
 
 
+def test_clients_that_only_begin_to_negotiate_make_room_when_all_is_full() -> None:
+    async def main() -> None:
+        async with running(max_connections=4) as rig:
+            attached = await Client.attach(rig.path)
+            halves = [await Client.connect(rig.path) for _ in range(2)]
+            rig.clock.expire(FULL_HANDSHAKE_LIMIT_S)
+            assert rig.server.connection_count == 3
+            halves.append(await Client.connect(rig.path))
+            waiting = asyncio.ensure_future(Client.attach(rig.path))
+            await turns()
+            assert not waiting.done()
+            rig.clock.expire(FULL_HANDSHAKE_LIMIT_S)
+            late = await waiting
+            for client in halves:
+                assert await client.is_closed_by_server()
+            for client in (attached, late):
+                await client.write(0, b"served")
+            for client in (attached, late, *halves):
+                await client.close()
+
+    asyncio.run(main())
+
+
+def test_clients_that_have_negotiated_meanwhile_stay_when_all_is_full() -> None:
+    async def main() -> None:
+        async with running(max_connections=2) as rig:
+            first = await Client.attach(rig.path)
+            second = await Client.connect(rig.path)
+            await turns()
+            assert (await second.option(Option.GO, ExportQuery("", ()).pack()))[-1].kind is Kind.ACK
+            rig.clock.expire(FULL_HANDSHAKE_LIMIT_S)
+            await first.write(0, b"served")
+            assert rig.server.connection_count == 2
+            for client in (first, second):
+                await client.close()
+
+    asyncio.run(main())
+
+
 def test_clients_of_an_export_whose_disk_hangs_leave_connections_to_others() -> None:
     """They come, ask, are gone and come again; what they asked for never ends."""
 
@@ -343,6 +382,18 @@ def test_negotiation_has_a_time_limit(sent: bytes) -> None:
             await attached.write(0, b"not meant")
             writer.close()
             await attached.close()
+
+    asyncio.run(main())
+
+
+def test_a_time_limit_of_0_is_none() -> None:
+    async def main() -> None:
+        async with running(handshake_limit_s=0, max_connections=1) as rig:
+            client = await Client.connect(rig.path)
+            await turns()
+            assert rig.clock.timers == []
+            assert (await client.option(Option.LIST))[-1].kind is Kind.ACK
+            await client.close()
 
     asyncio.run(main())
 
