@@ -7,6 +7,11 @@ from __future__ import annotations
 from nbdjobs.errors import NbdJobsError
 
 
+def hexed(number: int) -> str:
+    """The number as C's "%#x" has it, in messages that others may look for."""
+    return f"{number:#x}" if number else "0"
+
+
 class CorruptionError(NbdJobsError):
     """Metadata cannot be true: the request fails, and the user is told by an event.
 

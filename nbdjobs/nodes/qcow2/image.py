@@ -129,6 +129,7 @@ class Image:
             self.tables,
             self.reader,
             self.writer,
+            self.reclaim,
             disk_size,
             is_data_file_raw=header.header.is_data_file_raw,
         )

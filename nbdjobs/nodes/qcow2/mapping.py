@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Final, NamedTuple, TypeAlias
 
 from nbdjobs.nodes.qcow2.constants import COMPRESSED, COPIED, OFFSET_MASK, SUBCLUSTERS, ZERO
-from nbdjobs.nodes.qcow2.errors import CorruptionError
+from nbdjobs.nodes.qcow2.errors import CorruptionError, hexed
 from nbdjobs.nodes.qcow2.geometry import Geometry
 
 Words: TypeAlias = "array[int]"
@@ -156,8 +156,8 @@ def _compressed(geometry: Geometry) -> Kind:
 def _check_aligned(geometry: Geometry, host: int, kind: Kind) -> None:
     if host % geometry.cluster_size:
         if kind in (Kind.ZERO, Kind.ZERO_RESERVED):
-            raise CorruptionError(f"Preallocated zero cluster offset {host:#x} unaligned")
-        raise CorruptionError(f"Cluster allocation offset {host:#x} unaligned")
+            raise CorruptionError(f"Preallocated zero cluster offset {hexed(host)} unaligned")
+        raise CorruptionError(f"Cluster allocation offset {hexed(host)} unaligned")
 
 
 def _ones(bits: int) -> int:

@@ -415,7 +415,8 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         if host >= 0:
             self._files.data.begin_writeback(host, length)
 
-    # Requests. Each counts itself in its epoch, so that no cluster it knows is used anew under it.
+    # Requests. Each counts itself in its epoch, so that no cluster it knows is used anew under it;
+    # zeroes and discards do so bit by bit.
 
     async def _pread(self, offset: int, buffer: memoryview) -> None:
         epoch = self._reclaim.epoch
@@ -488,28 +489,20 @@ class Qcow2Node(DriverNode[Qcow2Options]):
     async def _pwrite_zeroes(
         self, offset: int, length: int, fua: bool, may_unmap: bool, fast_only: bool
     ) -> None:
-        epoch = self._reclaim.epoch
-        epoch.users += 1
         try:
             image = await self._prepared()
             await image.zeroer.zero(offset, length, may_unmap=may_unmap, fast_only=fast_only)
         except CorruptionError as error:
             raise await self._signal(error) from error
-        finally:
-            epoch.users -= 1
         if fua:
             await self._flush()
 
     async def _pdiscard(self, offset: int, length: int) -> None:
-        epoch = self._reclaim.epoch
-        epoch.users += 1
         try:
             image = await self._prepared()
             await image.zeroer.discard(offset, length)
         except CorruptionError as error:
             raise await self._signal(error) from error
-        finally:
-            epoch.users -= 1
 
     async def _block_status(self, offset: int, length: int) -> BlockStatus:
         epoch = self._reclaim.epoch

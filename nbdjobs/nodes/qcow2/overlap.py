@@ -71,17 +71,18 @@ class MetadataMap:
                     kind = area.kind
         return kind if kind in self._checked else None
 
-    def check(self, cluster: int, count: int, what: str = "data") -> None:
-        """Refuse to write to clusters that hold metadata.
+    def check(self, offset: int, length: int) -> None:
+        """Refuse to write data to a range that holds metadata.
 
         Raises:
             CorruptionError: One of them does.
         """
-        for each in range(cluster, cluster + count):
-            kind = self.kind_at(each)
+        bits = self._cluster_bits
+        for cluster in range(offset >> bits, ((offset + length - 1) >> bits) + 1):
+            kind = self.kind_at(cluster)
             if kind is not None:
                 raise CorruptionError(
-                    f"Preventing invalid write on {what} (overlaps with {kind})",
-                    offset=each << self._cluster_bits,
-                    size=1 << self._cluster_bits,
+                    f"Preventing invalid write on metadata (overlaps with {kind})",
+                    offset=offset,
+                    size=length,
                 )

@@ -17,7 +17,8 @@ commit makes free waits until no request of its epoch, or of an earlier one, is 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from typing import NamedTuple
 
@@ -82,6 +83,16 @@ class Reclaim:
         self._discarded = frozenset(discarded)
         self.unlinked: list[Freed] = []
         self._stable: deque[_Batch] = deque()
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """While inside, nothing that is in the tables now is used anew."""
+        epoch = self.epoch
+        epoch.users += 1
+        try:
+            yield
+        finally:
+            epoch.users -= 1
 
     def drop(self, cluster: int, count: int = 1, reason: Reason = Reason.OTHER) -> None:
         """Take note that references to clusters went out of the metadata in memory."""

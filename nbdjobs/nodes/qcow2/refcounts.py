@@ -24,7 +24,7 @@ from nbdjobs.nodes.qcow2.constants import (
     OFFSET_MASK,
     REFCOUNT_OFFSET_MASK,
 )
-from nbdjobs.nodes.qcow2.errors import CorruptionError
+from nbdjobs.nodes.qcow2.errors import CorruptionError, hexed
 from nbdjobs.nodes.qcow2.files import Files, bytes_of
 from nbdjobs.nodes.qcow2.geometry import Geometry
 from nbdjobs.nodes.qcow2.header_file import HeaderFile
@@ -135,11 +135,16 @@ class Refcounts:
             end += 1
         return self._take(index, cached, first, end)
 
+    def _check_free(self, first: int, count: int) -> None:
+        """Refuse to use clusters that hold metadata, whatever their refcounts say."""
+        bits = self._geometry.cluster_bits
+        self._metadata.check(first << bits, count << bits)
+
     def _take(self, index: int, cached: _Cached, first: int, end: int) -> tuple[int, int]:
         cluster = index * self._geometry.refcounts_per_block + first
         if (cluster + end - first) << self._geometry.cluster_bits > OFFSET_MASK:
             raise NodeError(errno.EFBIG)
-        self._metadata.check(cluster, end - first, "free cluster")
+        self._check_free(cluster, end - first)
         for position in range(first, end):
             cached.block[position] = 1
         cached.is_dirty = True
@@ -162,6 +167,8 @@ class Refcounts:
     async def allocate_table(self, count: int) -> int:
         """Take exactly `count` clusters that follow each other; returns the first."""
         per_block = self._geometry.refcounts_per_block
+        # The blocks that count them have to be in memory at the same time.
+        self._capacity = max(self._capacity, count // per_block + 3)
         first = self._cursor
         while True:
             end = first
@@ -183,7 +190,7 @@ class Refcounts:
 
     def _take_all(self, first: int, count: int) -> None:
         """Take clusters that are free, and whose blocks are in memory."""
-        self._metadata.check(first, count, "free cluster")
+        self._check_free(first, count)
         for cluster in range(first, first + count):
             index, position = divmod(cluster, self._geometry.refcounts_per_block)
             cached = self._blocks[index]
@@ -279,7 +286,7 @@ class Refcounts:
         offset = self._table[index] & REFCOUNT_OFFSET_MASK
         if offset % self._geometry.cluster_size:
             raise CorruptionError(
-                f"Refblock offset {offset:#x} unaligned (reftable index: {index:#x})"
+                f"Refblock offset {hexed(offset)} unaligned (reftable index: {hexed(index)})"
             )
         file = self._files.file
         if file.takes_debug_events:
@@ -298,7 +305,7 @@ class Refcounts:
         if index in self._blocks:  # growing has made it
             return
         cluster = index * self._geometry.refcounts_per_block
-        self._metadata.check(cluster, 1, "free cluster")
+        self._check_free(cluster, 1)
         self.add_block(index, cluster)
         self._blocks[index].block[0] = 1
         self.claim_virgin(cluster, 1)
@@ -392,7 +399,7 @@ class Refcounts:
         if clusters * size > MAX_REFCOUNT_TABLE_BYTES:
             raise NodeError(errno.EFBIG)
         first = begin * per_block
-        self._metadata.check(first, blocks + clusters, "free cluster")
+        self._check_free(first, blocks + clusters)
         table = self._table[:]
         table.extend([0] * (clusters * size // ENTRY_SIZE - begin))
         new_blocks = [unpack_block(bytes(size), geometry.refcount_order) for _ in range(blocks)]

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from nbdjobs.nodes.events import DebugEvent
 from nbdjobs.nodes.qcow2.constants import COPIED, ENTRY_SIZE, OFFSET_MASK
-from nbdjobs.nodes.qcow2.errors import CorruptionError
+from nbdjobs.nodes.qcow2.errors import CorruptionError, hexed
 from nbdjobs.nodes.qcow2.files import Files, bytes_of
 from nbdjobs.nodes.qcow2.geometry import Geometry
 from nbdjobs.nodes.qcow2.mapping import Kind, Words, first_run
@@ -27,6 +27,9 @@ from nbdjobs.nodes.qcow2.reclaim import Reclaim
 from nbdjobs.nodes.qcow2.refcounts import Refcounts
 
 L1_SECTOR: Final = 512 // ENTRY_SIZE
+
+_MOST_UNLINKED: Final = 64 * 1024
+"""Runs of clusters that may wait for a commit before one is made for them."""
 
 
 class Slice:
@@ -137,7 +140,9 @@ class Tables:
         if not offset:
             return 0
         if offset % self._geometry.cluster_size:
-            raise CorruptionError(f"L2 table offset {offset:#x} unaligned (L1 index: {index:#x})")
+            raise CorruptionError(
+                f"L2 table offset {hexed(offset)} unaligned (L1 index: {hexed(index)})"
+            )
         within = number & ((1 << self._table_shift) - 1)
         return offset + within * self.slice_size
 
@@ -195,15 +200,15 @@ class Tables:
             l2_index = (offset >> geometry.cluster_bits) & (geometry.l2_entries - 1)
             table = self.l1[number >> self._table_shift] & OFFSET_MASK
             raise CorruptionError(
-                f"{error.message} (L2 offset: {table:#x}, L2 index: {l2_index:#x})"
+                f"{error.message} (L2 offset: {hexed(table)}, L2 index: {hexed(l2_index)})"
             ) from error
         length = min(length, run.units * geometry.subcluster_size - within)
         if run.kind in (Kind.DATA, Kind.RESERVED, Kind.ZERO_RESERVED):
             host = run.host + within
             if geometry.has_data_file and host != offset:
                 raise CorruptionError(
-                    f"External data file host cluster offset {host:#x} does not match guest"
-                    f" cluster offset: {offset:#x}, L2 index: {index:#x}"
+                    f"External data file host cluster offset {hexed(host)} does not match guest"
+                    f" cluster offset: {hexed(offset)}, L2 index: {hexed(index)}"
                 )
             return Extent(run.kind, length, host, run.is_private)
         return Extent(run.kind, length, run.host, False)
@@ -240,6 +245,8 @@ class Tables:
         The caller changes the slice before its next `await`, and calls `mark`.
         """
         while True:
+            if len(self._reclaim.unlinked) > _MOST_UNLINKED:
+                await self._commit()
             index = number >> self._table_shift
             if not self.l1[index] & COPIED:
                 await self._own_table(index)

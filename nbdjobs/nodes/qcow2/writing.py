@@ -336,27 +336,24 @@ class Writer:
     async def _write_in_place(self, slice_: Slice, extent: Extent, data: memoryview) -> None:
         if not slice_.is_safe:
             self._check_place(extent.host, extent.length)
-            self._check_inside(extent.host)
+            self._check_inside(extent.host, extent.length)
         node = self._files.data
         if node.takes_debug_events:
             await node.debug_event(DebugEvent.WRITE_AIO)
         await node.pwrite(extent.host, data[: extent.length])
 
-    def _check_inside(self, host: int) -> None:
+    def _check_inside(self, host: int, length: int) -> None:
         """Refuse a place behind the end of the file, where data cannot have been before."""
         if host >= self._files.file.size and not self._geometry.has_data_file:
             raise CorruptionError(
                 "Preventing invalid write on data (outside of the image file)",
-                offset=round_down(host, self._geometry.cluster_size),
-                size=self._geometry.cluster_size,
+                offset=host,
+                size=length,
             )
 
     def _check_place(self, host: int, length: int) -> None:
-        if self._geometry.has_data_file:
-            return
-        bits = self._geometry.cluster_bits
-        first = host >> bits
-        self._metadata.check(first, ((host + length - 1) >> bits) - first + 1)
+        if not self._geometry.has_data_file:
+            self._metadata.check(host, length)
 
 
 def _has_content(entry: int) -> bool:

@@ -18,7 +18,7 @@ from nbdjobs.nodes.qcow2.files import Files
 from nbdjobs.nodes.qcow2.geometry import Geometry
 from nbdjobs.nodes.qcow2.mapping import ALL_ZERO, unit_mask
 from nbdjobs.nodes.qcow2.reading import Reader
-from nbdjobs.nodes.qcow2.reclaim import Reason
+from nbdjobs.nodes.qcow2.reclaim import Reason, Reclaim
 from nbdjobs.nodes.qcow2.tables import Slice, Tables
 from nbdjobs.nodes.qcow2.writing import Writer
 from nbdjobs.nodes.rounding import round_down, round_up
@@ -38,6 +38,7 @@ class Zeroer:
         tables: Tables,
         reader: Reader,
         writer: Writer,
+        reclaim: Reclaim,
         disk_size: Callable[[], int],
         *,
         is_data_file_raw: bool,
@@ -47,6 +48,7 @@ class Zeroer:
         self._tables = tables
         self._reader = reader
         self._writer = writer
+        self._reclaim = reclaim
         self._disk_size = disk_size
         self._is_data_file_raw = is_data_file_raw
 
@@ -71,7 +73,8 @@ class Zeroer:
                 offset, length, may_unmap=may_unmap, fast_only=fast_only
             )
         for first, last in ragged:
-            await self.write_zeroes(first, last)
+            with self._reclaim.request():
+                await self.write_zeroes(first, last)
         if begin < end:
             await self._change(begin, end, is_unmapped=may_unmap)
 
@@ -118,34 +121,44 @@ class Zeroer:
         self, begin: int, end: int, *, is_unmapped: bool, keeps_unallocated: bool = False
     ) -> None:
         """Change the entries of whole units."""
-        tables, geometry = self._tables, self._geometry
+        tables = self._tables
         turns = 0
         while begin < end:
-            number = begin >> tables.slice_shift
-            stop = min(end, (number + 1) << tables.slice_shift)
             turns += 1
             if turns % _TURN == 0:
                 await asyncio.sleep(0)
-            has_nothing = keeps_unallocated and self._files.backing is None
-            if has_nothing and await tables.slice(number) is None:
-                begin = stop
-                continue
-            slice_ = await tables.writable_slice(number)
-            first = begin >> geometry.cluster_bits
-            under_way = self._writer.pending.at(first, ((stop - 1) >> geometry.cluster_bits) + 1)
-            if under_way is not None:
-                await asyncio.shield(under_way)
-                continue
-            partial = self._partial_compressed(slice_, begin, stop)
-            if partial is not None:
-                # A compressed cluster has no subclusters: it is written anew.
-                await self._writer.write(partial, _ZEROES[:1])
-                continue
-            if self._change_slice(
-                slice_, begin, stop, is_unmapped=is_unmapped, keeps_unallocated=keeps_unallocated
-            ):
-                tables.mark(number, slice_)
-            begin = stop
+            stop = min(end, ((begin >> tables.slice_shift) + 1) << tables.slice_shift)
+            # One request may be about the whole disk. What it makes free must not wait for it.
+            with self._reclaim.request():
+                begin = await self._change_some(
+                    begin, stop, is_unmapped=is_unmapped, keeps_unallocated=keeps_unallocated
+                )
+
+    async def _change_some(
+        self, begin: int, end: int, *, is_unmapped: bool, keeps_unallocated: bool
+    ) -> int:
+        """Change entries of one slice; returns from where on there is more to do."""
+        tables = self._tables
+        number = begin >> tables.slice_shift
+        has_nothing = keeps_unallocated and self._files.backing is None
+        if has_nothing and await tables.slice(number) is None:
+            return end
+        slice_ = await tables.writable_slice(number)
+        bits = self._geometry.cluster_bits
+        under_way = self._writer.pending.at(begin >> bits, ((end - 1) >> bits) + 1)
+        if under_way is not None:
+            await asyncio.shield(under_way)
+            return begin
+        partial = self._partial_compressed(slice_, begin, end)
+        if partial is not None:
+            # A compressed cluster has no subclusters: it is written anew.
+            await self._writer.write(partial, _ZEROES[:1])
+            return begin
+        if self._change_slice(
+            slice_, begin, end, is_unmapped=is_unmapped, keeps_unallocated=keeps_unallocated
+        ):
+            tables.mark(number, slice_)
+        return end
 
     def _partial_compressed(self, slice_: Slice, begin: int, end: int) -> int | None:
         """Where the range holds a part, but not all, of a compressed cluster."""

@@ -60,11 +60,11 @@ def read(image: bytearray, offset: int = 0, **more: Any) -> list[object]:
     [
         (
             COPIED | 5 * CLUSTER + 512,
-            "Cluster allocation offset 0x5200 unaligned (L2 offset: 0x4000, L2 index: 0x0)",
+            "Cluster allocation offset 0x5200 unaligned (L2 offset: 0x4000, L2 index: 0)",
         ),
         (
             COPIED | 5 * CLUSTER + 512 | 1,
-            "Preallocated zero cluster offset 0x5200 unaligned (L2 offset: 0x4000, L2 index: 0x0)",
+            "Preallocated zero cluster offset 0x5200 unaligned (L2 offset: 0x4000, L2 index: 0)",
         ),
     ],
 )
@@ -121,7 +121,7 @@ def test_an_l2_table_at_no_place_for_one_is_told() -> None:
     put(image, 3 * CLUSTER, COPIED | L2 + 512)
     (event,) = read(image)
     assert isinstance(event, BlockImageCorrupted)
-    assert event.msg == "L2 table offset 0x4200 unaligned (L1 index: 0x0)"
+    assert event.msg == "L2 table offset 0x4200 unaligned (L1 index: 0)"
 
 
 @pytest.mark.parametrize(
@@ -149,9 +149,9 @@ def test_data_is_never_written_over_metadata(cluster: int, kind: str) -> None:
     asyncio.run(run())
     (event,) = events
     assert isinstance(event, BlockImageCorrupted)
-    assert (event.offset, event.size) == (cluster * CLUSTER, CLUSTER)
+    assert (event.offset, event.size) == (cluster * CLUSTER, 512)
     assert event.fatal
-    assert event.msg == f"Preventing invalid write on data (overlaps with {kind})"
+    assert event.msg == f"Preventing invalid write on metadata (overlaps with {kind})"
 
 
 def test_data_is_not_written_to_where_the_file_never_was() -> None:
