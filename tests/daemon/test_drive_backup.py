@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from nbdjobs.nodes.graph import Role
 from tests.daemon.rig import MIB, Monitor, Rig, running
 from tests.jobs.rig import random_content
 from tests.nodes.faults import Op
@@ -103,6 +104,24 @@ def test_an_old_file_is_not_emptied_for_a_backup_that_cannot_start(tmp_path: Pat
 
     run(tmp_path, scenario)
     assert image.read_bytes() == b"the backup of yesterday"
+
+
+def test_the_top_of_a_chain_needs_a_target_that_can_be_in_one(tmp_path: Path) -> None:
+    image = tmp_path / "backup.img"
+
+    async def scenario(rig: Rig, monitor: Monitor) -> None:
+        graph = rig.daemon.graph
+        disk, base = graph.nodes["disk"], rig.add_disk("base", bytes(MIB))
+        graph.attach(disk, "backing", base, Role.BACKING)
+        assert await monitor.refusal("drive-backup", **backup(image, sync="top")) == (
+            "Backing file not supported for file format 'raw'"
+        )
+        graph.detach(disk.edges["backing"])
+        await monitor.get("drive-backup", **backup(image, sync="top"))
+        await monitor.event("JOB_STATUS_CHANGE", id="j", status="null")
+
+    run(tmp_path, scenario)
+    assert image.read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("size", [MIB - 512, MIB + 512])

@@ -97,7 +97,7 @@ async def drive_backup(daemon: Daemon, arguments: DriveBackup) -> None:
     image_format = arguments.format
     if arguments.mode is not NewImageMode.EXISTING:
         image_format = source.driver if image_format is None else image_format
-        if arguments.sync is SyncMode.NONE:  # the disk would have to be its backing image
+        if _would_need_backing(source, arguments.sync):
             raise CommandError(f"Backing file not supported for file format '{image_format}'")
         await create_image(place, image_format, source.size)
     try:
@@ -111,6 +111,14 @@ async def drive_backup(daemon: Daemon, arguments: DriveBackup) -> None:
     except BaseException:
         await place.remove()
         raise
+
+
+def _would_need_backing(source: Node, sync: SyncMode) -> bool:
+    """Whether a new target shows the disk only together with what is not copied to it.
+
+    With sync=none that is the disk itself, with sync=top the disk's own backing image.
+    """
+    return sync is SyncMode.NONE or (sync is SyncMode.TOP and "backing" in source.edges)
 
 
 def _check_backing(target: Node, sync: SyncMode) -> None:
