@@ -49,7 +49,8 @@ class LuksVolume:
             CommandError: It cannot be read, or is none.
         """
         data = bytearray(max(0, min(LENGTH, node.size - start)))
-        await _unfailing("read", node.pread(start, memoryview(data)))
+        if data:
+            await _unfailing("read", node.pread(start, memoryview(data)))
         return cls(node, start, LuksHeader.parse(bytes(data)))
 
     @classmethod

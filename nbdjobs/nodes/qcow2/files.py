@@ -14,12 +14,18 @@ from nbdjobs.nodes.qcow2.mapping import Words
 if TYPE_CHECKING:
     from nbdjobs.nodes.graph import Edge
     from nbdjobs.nodes.node import Node
+    from nbdjobs.nodes.qcow2.encryption import PayloadCipher
 
 
 class Files:
-    """The children of one image by what they are for."""
+    """The children of one image by what they are for.
+
+    Attributes:
+        cipher: What guest clusters are encrypted with, or None; compressed ones never are.
+    """
 
     def __init__(self, edges: Mapping[str, Edge]):
+        self.cipher: PayloadCipher | None = None
         self._edges = edges
 
     @property

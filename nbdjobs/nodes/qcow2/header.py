@@ -239,8 +239,6 @@ class Header:
             raise CommandError("Reference count entry width too large; may not exceed 64 bits")
         if self.crypt_method > Encryption.LUKS:
             raise CommandError(f"Unsupported encryption method {self.crypt_method}")
-        if self.crypt_method != Encryption.NONE:
-            raise CommandError("Encrypted images cannot be opened")
         self._check_tables()
         self._check_extensions()
 

@@ -30,6 +30,7 @@ from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.qcow2 import chain, constants
 from nbdjobs.nodes.qcow2.check import repair_dirty
 from nbdjobs.nodes.qcow2.constants import COPIED, Incompatible
+from nbdjobs.nodes.qcow2.encryption import ENCRYPTED_LIMITS, open_cipher
 from nbdjobs.nodes.qcow2.errors import CorruptionError
 from nbdjobs.nodes.qcow2.event import BlockImageCorrupted
 from nbdjobs.nodes.qcow2.files import Files
@@ -40,6 +41,7 @@ from nbdjobs.nodes.qcow2.mapping import ALL_ALLOCATED, Kind
 from nbdjobs.nodes.qcow2.options import (
     DEFAULT_CLEAN_INTERVAL,
     Qcow2Options,
+    QCryptoBlockOptions,
     cache_sizes,
     check_cache_options,
 )
@@ -47,6 +49,7 @@ from nbdjobs.nodes.qcow2.reclaim import Reason, Reclaim
 from nbdjobs.nodes.qcow2.resize import resize
 from nbdjobs.nodes.qcow2.tables import Slice
 from nbdjobs.nodes.rounding import round_down
+from nbdjobs.nodes.secrets import Secrets
 from nbdjobs.nodes.status import BlockStatus
 from nbdjobs.protocol.export import FileRange
 from nbdjobs.qapi.types import Null
@@ -125,10 +128,8 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         header = self._header.header
         self._size = round_down(header.size, SECTOR)
         self._check(header)
-        self._files.cipher = await open_cipher(header, self._files, self._options, self._secrets)
-        if self._files.cipher is not None:
-            self.is_encrypted = True
-            self.set_limits(ENCRYPTED_LIMITS)
+        if not self.is_encrypted:  # when an image is taken back, its key is known
+            await self._find_key(header)
         children = []
         if header.has_data_file and "data-file" not in self.edges:
             if header.data_file is None:
@@ -139,6 +140,13 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         if header.backing_file and self._options.backing is None:
             children.append(await self._backing(header))
         return tuple(children)
+
+    async def _find_key(self, header: Header) -> None:
+        cipher = await open_cipher(header, self._files, self._options, self._secrets)
+        if cipher is not None:
+            self._files.cipher = cipher
+            self.is_encrypted = True
+            self.set_limits(ENCRYPTED_LIMITS)
 
     async def _backing(self, header: Header) -> ChildReference:
         assert header.backing_file is not None
@@ -231,10 +239,12 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         }
 
     def _use(self, image: Image) -> None:
-        """Have at hand what the short way needs."""
+        """Have at hand what the short way needs, unless there is something to be decrypted."""
         geometry, tables = image.geometry, image.tables
-        self._slices = tables.slices
         self._reclaim = image.reclaim
+        if self.is_encrypted:
+            return
+        self._slices = tables.slices
         self._slice_shift = tables.slice_shift
         self._cluster_bits = geometry.cluster_bits
         self._index_mask = tables.index_mask
@@ -298,8 +308,16 @@ class Qcow2Node(DriverNode[Qcow2Options]):
     def filename(self) -> str:
         """The file's name, if it says all."""
         file = self._files.file
-        is_plain = not file.is_format and file.has_plain_filename
+        is_plain = not file.is_format and file.has_plain_filename and not self.is_encrypted
         return file.filename if is_plain else self.json_filename
+
+    @property
+    def content_options(self) -> dict[str, object]:
+        """The children's, and the name of the password."""
+        encrypt = self._options.encrypt
+        if not isinstance(encrypt, QCryptoBlockOptions):
+            return super().content_options
+        return {"encrypt.key-secret": encrypt.key_secret} | super().content_options
 
     @property
     def cluster_size(self) -> int:
@@ -464,13 +482,13 @@ class Qcow2Node(DriverNode[Qcow2Options]):
 
         Raises:
             NodeError: EINVAL if the range is not whole clusters; ENOTSUP if the image cannot have
-                compressed clusters.
+                compressed clusters, or is encrypted, which they would not be.
         """
         size = self.cluster_size
         end = offset + len(data)
         if offset % size or (end % size and end != self._size):
             raise NodeError(errno.EINVAL, "compressed writes are of whole clusters")
-        if self.header.has_data_file:
+        if self.header.has_data_file or self.is_encrypted:
             raise NodeError(errno.ENOTSUP)
         epoch = self._reclaim.epoch
         epoch.users += 1

@@ -17,7 +17,7 @@ from nbdjobs.nodes.options import BlockdevOptions, BlockdevRef
 from nbdjobs.nodes.qcow2.constants import ENTRY_SIZE
 from nbdjobs.nodes.qcow2.geometry import Geometry
 from nbdjobs.nodes.qcow2.overlap import Metadata
-from nbdjobs.qapi.types import Alternate, Null
+from nbdjobs.qapi.types import Alternate, Null, flat_union
 
 BlockdevRefOrNull = Annotated[str | BlockdevOptions | Null, Alternate("BlockdevRefOrNull")]
 """A child, or the wish for none."""
@@ -74,6 +74,29 @@ _TEMPLATES: Final = {
 }
 
 
+@flat_union("format", lambda: {"aes": QCryptoBlockOptions, "luks": QCryptoBlockOptions})
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockdevQcow2Encryption:
+    """How the image is encrypted (QAPI `BlockdevQcow2Encryption`).
+
+    Attributes:
+        format: The method, which has to be that of the image.
+    """
+
+    format: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QCryptoBlockOptions(BlockdevQcow2Encryption):
+    """Where the key is; the same for both methods.
+
+    Attributes:
+        key_secret: Name of the object with the password.
+    """
+
+    key_secret: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Qcow2Options(BlockdevOptions):
     """Options of the driver (QAPI `BlockdevOptionsQcow2`); sizes in bytes.
@@ -93,6 +116,7 @@ class Qcow2Options(BlockdevOptions):
         refcount_cache_size: Memory for refcounts.
         cache_clean_interval: Seconds after which unused parts of L2 tables are forgotten; 0 for
             never.
+        encrypt: The password, if the image is encrypted.
         data_file: The external data file, if the image has one.
     """
 
@@ -108,6 +132,7 @@ class Qcow2Options(BlockdevOptions):
     l2_cache_entry_size: int | None = None
     refcount_cache_size: int | None = None
     cache_clean_interval: int | None = None
+    encrypt: BlockdevQcow2Encryption | None = None
     data_file: BlockdevRef | None = None
 
     @property

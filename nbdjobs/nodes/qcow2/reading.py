@@ -42,6 +42,8 @@ class Reader:
                 if data.takes_debug_events:
                     await data.debug_event(DebugEvent.READ_AIO)
                 await data.pread(extent.host, buffer)
+                if self._files.cipher is not None:
+                    self._files.cipher.decrypt(offset, extent.host, buffer)
             case Kind.ZERO | Kind.ZERO_RESERVED:
                 buffer[:] = bytes(len(buffer))
             case Kind.UNALLOCATED | Kind.RESERVED:

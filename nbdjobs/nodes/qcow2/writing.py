@@ -136,7 +136,7 @@ class Writer:
         slice_ = await tables.writable_slice(number)
         extent = tables.extent_in(slice_, number, offset, len(data))
         if extent.kind is Kind.DATA and extent.is_private:
-            await self._write_in_place(slice_, extent, data)
+            await self._write_in_place(slice_, extent, offset, data)
             return extent.length
         first = offset >> bits
         under_way = self.pending.at(first, first + 1)
@@ -187,7 +187,8 @@ class Writer:
         if file.takes_debug_events:
             await file.debug_event(DebugEvent.CLUSTER_ALLOC)
         found = self._refcounts.allocate_now(count) or await self._refcounts.allocate(count)
-        is_blank = self._refcounts.claim_virgin(*found)
+        # What reads as zeroes in the file is noise once it is decrypted.
+        is_blank = self._refcounts.claim_virgin(*found) and self._files.cipher is None
         return _Piece(first, found[1], found[0] << bits, is_new=True, is_blank=is_blank)
 
     async def _fill_and_link(
@@ -254,10 +255,8 @@ class Writer:
         await self._reader.read(offset, buffer)
 
     async def _write_to(self, piece: _Piece, offset: int, data: memoryview) -> None:
-        node = self._files.data
-        if node.takes_debug_events:
-            await node.debug_event(DebugEvent.WRITE_AIO)
-        await node.pwrite(piece.host + offset - (piece.first << self._geometry.cluster_bits), data)
+        host = piece.host + offset - (piece.first << self._geometry.cluster_bits)
+        await self._write_data(offset, host, data)
 
     # Referring to what was filled
 
@@ -333,14 +332,21 @@ class Writer:
 
     # Writing in place
 
-    async def _write_in_place(self, slice_: Slice, extent: Extent, data: memoryview) -> None:
+    async def _write_in_place(
+        self, slice_: Slice, extent: Extent, offset: int, data: memoryview
+    ) -> None:
         if not slice_.is_safe:
             self._check_place(extent.host, extent.length)
             self._check_inside(extent.host, extent.length)
+        await self._write_data(offset, extent.host, data[: extent.length])
+
+    async def _write_data(self, offset: int, host: int, data: memoryview) -> None:
         node = self._files.data
         if node.takes_debug_events:
             await node.debug_event(DebugEvent.WRITE_AIO)
-        await node.pwrite(extent.host, data[: extent.length])
+        if self._files.cipher is not None:
+            data = self._files.cipher.encrypted(offset, host, data)
+        await node.pwrite(host, data)
 
     def _check_inside(self, host: int, length: int) -> None:
         """Refuse a place behind the end of the file, where data cannot have been before."""
