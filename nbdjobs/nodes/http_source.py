@@ -47,7 +47,7 @@ MAX_ATTEMPTS: Final = 4
 MAX_REDIRECTS: Final = 10
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})", re.IGNORECASE)
 _EMPTY: Final = "bytes */0"
 
 
@@ -193,6 +193,8 @@ class HttpSource:
 
         async def ask() -> None:
             begin, end = piece.missing
+            if begin == end:
+                return  # it was dropped behind the last byte
             async with self._ask(begin, end) as response:
                 if _version_of(response, begin, end) != self._version:
                     raise HttpError("The file has changed on the server")

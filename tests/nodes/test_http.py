@@ -478,6 +478,27 @@ def test_a_connection_that_is_dropped_costs_nothing_but_time(length: int) -> Non
     run(scenario)
 
 
+def test_a_connection_that_is_dropped_behind_the_last_byte_costs_nothing() -> None:
+    async def scenario(site: Site) -> None:
+        whole = site.like_proper(
+            Content_Length=None,
+            Transfer_Encoding="chunked",
+            body=lambda body: f"{len(body):x}\r\n".encode() + body + b"\r\n",
+        )
+
+        async def without_end(request: Request, writer: asyncio.StreamWriter) -> None:
+            await whole(request, writer)
+            writer.close()
+
+        async with opened(site) as disk:
+            site.requests.clear()
+            site.answers.append(without_end)
+            await disk.assert_right(0, 100)
+            assert site.ranges == [(0, BLOCK)]
+
+    run(scenario)
+
+
 def test_a_connection_that_is_always_dropped_is_an_error() -> None:
     async def scenario(site: Site) -> None:
         async with opened(site) as disk:
