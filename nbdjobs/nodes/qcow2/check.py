@@ -301,27 +301,44 @@ class _Check:
     # Comparing
 
     async def _compare(self, refcounts: Refcounts, counts: array[int], begin: int) -> None:
-        result = self._result
-        for index, wanted in enumerate(counts):
-            cluster = begin + index
-            found = await self._found(refcounts, cluster)
-            if found or wanted:
-                end = (cluster + 1) << self._geometry.cluster_bits
-                result.image_end_offset = max(result.image_end_offset, end)
-            if found == wanted:
-                continue
-            is_leak = found > wanted
-            verb = "Leaked" if is_leak else "ERROR"
-            result.say(f"{verb} cluster {cluster} refcount={found} reference={wanted}")
-            is_fixed = self._fix is Fix.ALL or (is_leak and self._fix is Fix.LEAKS)
-            if is_fixed:
-                await refcounts.add(cluster, 1, wanted - found)
-            if is_leak:
-                result.leaks += 1
-                result.leaks_fixed += is_fixed
+        """Look for what is counted otherwise, a block at a time."""
+        per_block = self._geometry.refcounts_per_block
+        place = 0
+        while place < len(counts):
+            stop = min(place + per_block - (begin + place) % per_block, len(counts))
+            part = counts[place:stop]
+            if await refcounts.holds(begin + place, part):
+                used = len(part.tobytes().rstrip(b"\0")) + part.itemsize - 1
+                self._note_end(begin + place + used // part.itemsize)
             else:
-                result.corruptions += 1
-                result.corruptions_fixed += is_fixed
+                for index, wanted in enumerate(part, begin + place):
+                    await self._compare_one(refcounts, index, wanted)
+            place = stop
+
+    async def _compare_one(self, refcounts: Refcounts, cluster: int, wanted: int) -> None:
+        result = self._result
+        found = await self._found(refcounts, cluster)
+        if found or wanted:
+            self._note_end(cluster + 1)
+        if found == wanted:
+            return
+        is_leak = found > wanted
+        verb = "Leaked" if is_leak else "ERROR"
+        result.say(f"{verb} cluster {cluster} refcount={found} reference={wanted}")
+        is_fixed = self._fix is Fix.ALL or (is_leak and self._fix is Fix.LEAKS)
+        if is_fixed:
+            await refcounts.add(cluster, 1, wanted - found)
+        if is_leak:
+            result.leaks += 1
+            result.leaks_fixed += is_fixed
+        else:
+            result.corruptions += 1
+            result.corruptions_fixed += is_fixed
+
+    def _note_end(self, cluster: int) -> None:
+        """Take note that all clusters in use so far are before this one."""
+        if cluster << self._geometry.cluster_bits > self._result.image_end_offset:
+            self._result.image_end_offset = cluster << self._geometry.cluster_bits
 
     async def _found(self, refcounts: Refcounts, cluster: int) -> int:
         found = refcounts.cached_count(cluster)

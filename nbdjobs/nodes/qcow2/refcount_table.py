@@ -14,7 +14,9 @@ import sys
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, TypeAlias
+
+Words: TypeAlias = "array[int]"
 
 _TYPE_CODES: Final = {3: "B", 4: "H", 5: "I", 6: "Q"}
 
@@ -43,6 +45,10 @@ class RefcountBlock(ABC):
         """The counters as they are in the file."""
 
     @abstractmethod
+    def holds(self, start: int, wanted: Words) -> bool:
+        """Whether the counters from `start` on are those in `wanted`, an array of type "I"."""
+
+    @abstractmethod
     def used(self) -> Iterator[tuple[int, int]]:
         """Index and value of every counter that is not zero."""
 
@@ -69,6 +75,9 @@ class _WideBlock(RefcountBlock):
             return self._counters.index(0, start)
         except ValueError:
             return -1
+
+    def holds(self, start: int, wanted: Words) -> bool:
+        return self._counters[start : start + len(wanted)] == wanted
 
     def pack(self) -> bytes:
         if sys.byteorder == "big":
@@ -114,6 +123,9 @@ class _NarrowBlock(RefcountBlock):
             return -1
         first = found.start() * self._per_byte
         return next(index for index in range(first, first + self._per_byte) if not self[index])
+
+    def holds(self, start: int, wanted: Words) -> bool:
+        return all(self[index] == value for index, value in enumerate(wanted, start))
 
     def pack(self) -> bytes:
         return bytes(self._data)

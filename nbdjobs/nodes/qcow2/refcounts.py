@@ -212,6 +212,13 @@ class Refcounts:
             return 0
         return (await self._block(index)).block[position]
 
+    async def holds(self, cluster: int, wanted: Words) -> bool:
+        """Whether users are counted so from a cluster on, all of them in one block."""
+        index, position = divmod(cluster, self._geometry.refcounts_per_block)
+        if index >= len(self._table) or not self._table[index]:
+            return not any(wanted)
+        return (await self._block(index)).block.holds(position, wanted)
+
     def cached_count(self, cluster: int) -> int | None:
         """The same if that needs no wait, else None."""
         index, position = divmod(cluster, self._geometry.refcounts_per_block)

@@ -124,10 +124,18 @@ class References:
         return offset + length - self.end < self._geometry.cluster_size
 
     def data_in(self, table: L2Table) -> list[Reference]:
-        """What the entries of a table refer to."""
-        geometry, found = self._geometry, []
+        """What the entries of a table refer to; clusters that follow each other are one piece."""
+        geometry = self._geometry
+        found: list[Reference] = []
         has_data_file, size = geometry.has_data_file, geometry.cluster_size
+        begin = end = 0
         for entry in table.words[:: geometry.stride]:
+            if begin and (entry & OFFSET_MASK) == end and not entry & COMPRESSED:
+                end += size
+                continue
+            if begin:
+                found.append(Reference(begin, end - begin))
+                begin = 0
             if entry & COMPRESSED:
                 if has_data_file:
                     self._report("ERROR compressed cluster in an image with a data file")
@@ -141,7 +149,9 @@ class References:
                         " L2 entry corrupted."
                     )
                     continue
-                found.append(Reference(offset, size))
+                begin, end = offset, offset + size
+        if begin:
+            found.append(Reference(begin, end - begin))
         return found
 
     async def metadata(self, snapshots: tuple[Snapshot, ...]) -> list[Reference]:
