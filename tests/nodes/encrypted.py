@@ -30,15 +30,4 @@ def volume_of_zeroes(size: int, password: bytes) -> bytes:
     filled, cipher = new_volume(password)
     payload = bytearray(size)
     cipher.encrypt(0, memoryview(payload))
-    return area(filled) + payload
-
-
-def area(filled: FilledSlot) -> bytes:
-    """Header and keys, up to where the payload begins."""
-    header = filled.header
-    content = bytearray(header.payload_offset)
-    packed = header.pack()
-    content[: len(packed)] = packed
-    begin = header.slots[filled.number].offset
-    content[begin : begin + len(filled.material)] = filled.material
-    return bytes(content)
+    return filled.area() + payload

@@ -36,6 +36,15 @@ class FilledSlot(NamedTuple):
     number: int
     material: bytes
 
+    def area(self) -> bytes:
+        """The beginning of a volume that has no other password, up to its payload."""
+        area = bytearray(self.header.payload_offset)
+        packed = self.header.pack()
+        area[: len(packed)] = packed
+        begin = self.header.slots[self.number].offset
+        area[begin : begin + len(self.material)] = self.material
+        return bytes(area)
+
 
 def new_volume(
     spec: CipherSpec, hash_name: QCryptoHashAlgorithm, password: bytes, milliseconds: int

@@ -11,7 +11,6 @@ Source: QEMU `docs/interop/qcow2`, "Data encryption" and "Full disk encryption h
 
 from __future__ import annotations
 
-from struct import Struct
 from typing import Final
 
 from nbdjobs.errors import CommandError
@@ -21,6 +20,7 @@ from nbdjobs.nodes.crypto.luks_header import LENGTH, LuksHeader
 from nbdjobs.nodes.crypto.qcow import qcow_cipher
 from nbdjobs.nodes.crypto.volume import LuksVolume
 from nbdjobs.nodes.qcow2.constants import Encryption, ExtensionType
+from nbdjobs.nodes.qcow2.extensions import read_encryption_pointer
 from nbdjobs.nodes.qcow2.files import Files
 from nbdjobs.nodes.qcow2.header import Header
 from nbdjobs.nodes.qcow2.options import Qcow2Options, QCryptoBlockOptions
@@ -29,7 +29,6 @@ from nbdjobs.nodes.secrets import Secrets
 ENCRYPTED_LIMITS: Final = Limits(request_alignment=SECTOR, max_transfer=1024 * 1024)
 """Sectors are encrypted whole, and for no longer than about a millisecond in a row."""
 
-_POINTER: Final = Struct(">QQ")
 _NAMES: Final = {Encryption.AES: "aes", Encryption.LUKS: "luks"}
 
 
@@ -92,28 +91,13 @@ async def open_cipher(
 
 
 async def _find_volume(header: Header, files: Files) -> LuksVolume:
-    offset, length = luks_area(header)
+    data = header.extension(ExtensionType.ENCRYPTION)
+    if data is None:
+        raise CommandError("Missing CRYPTO header for crypt method 2")
+    offset, length = read_encryption_pointer(data, header.cluster_size)
     volume = await LuksVolume.read(files.file, offset)
     material = volume.header.material_length
     ends = [slot.offset + material for slot in volume.header.slots if slot.is_active]
     if max(ends, default=LENGTH) > length:
         raise CommandError("Request for data outside of extension header")
     return volume
-
-
-def luks_area(header: Header) -> tuple[int, int]:
-    """Offset and length of the LUKS header with its keys; `CommandError` if that cannot be."""
-    data = header.extension(ExtensionType.ENCRYPTION)
-    if data is None:
-        raise CommandError("Missing CRYPTO header for crypt method 2")
-    if len(data) != _POINTER.size:
-        raise CommandError(
-            f"CRYPTO header extension size {len(data)}, but expected size {_POINTER.size}"
-        )
-    offset, length = _POINTER.unpack(data)
-    if offset % header.cluster_size:
-        raise CommandError(
-            f"Encryption header offset '{offset}' is not a multiple of cluster size"
-            f" '{header.cluster_size}'"
-        )
-    return offset, length

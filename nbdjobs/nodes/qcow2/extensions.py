@@ -64,6 +64,29 @@ def pack_extensions(extensions: Iterable[Extension]) -> bytes:
     return packed + _HEAD.pack(ExtensionType.END, 0)
 
 
+_POINTER: Final = Struct(">QQ")
+
+
+def encryption_pointer(offset: int, length: int) -> Extension:
+    """Where the LUKS header is in the image file, and its length with all of its keys."""
+    return Extension(ExtensionType.ENCRYPTION, _POINTER.pack(offset, length))
+
+
+def read_encryption_pointer(data: bytes, cluster_size: int) -> tuple[int, int]:
+    """Offset and length of the LUKS header; `CommandError` in QEMU's words if they cannot be."""
+    if len(data) != _POINTER.size:
+        raise CommandError(
+            f"CRYPTO header extension size {len(data)}, but expected size {_POINTER.size}"
+        )
+    offset, length = _POINTER.unpack(data)
+    if offset % cluster_size:
+        raise CommandError(
+            f"Encryption header offset '{offset}' is not a multiple of cluster size"
+            f" '{cluster_size}'"
+        )
+    return offset, length
+
+
 class FeatureField(NamedTuple):
     """A bit of one of the feature fields: 0 is incompatible, 1 compatible, 2 autoclear."""
 
