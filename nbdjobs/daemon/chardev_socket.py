@@ -116,12 +116,16 @@ class SocketChardev(Chardev):
     async def _keep_calling(self) -> None:
         """Be connected as long as anybody is there to connect to."""
         assert self._serve is not None
+        has_told = False
         while True:
             try:
                 reader, writer = await asyncio.open_connection(sock=await connect(self.options))
             except (CommandError, OSError) as error:
-                logger.warning("Unable to connect character device %s: %s", self.name, error)
+                if not has_told:  # once, until somebody has been there again
+                    logger.warning("Unable to connect character device %s: %s", self.name, error)
+                has_told = True
             else:
+                has_told = False
                 self._writers = {writer}
                 # Whoever comes later to use the device finds the peer that is there.
                 serve = await asyncio.shield(self._serve)

@@ -295,23 +295,28 @@ def _given(node: Node) -> BlockdevOptions:
 
 def _check_unchanged(node: DriverNode[Any], options: BlockdevOptions) -> None:
     """Refuse options that differ and must not; children are looked at elsewhere."""
-    assert node.given is not None
-    assert node.mutable_options is not None
-    before, after = _flat(node.given), _flat(options)
-    children = {child.name for child in node.children_of(node.given)}
-    for name in before:
-        is_fixed = name not in _ALWAYS_MUTABLE and name not in node.mutable_options
-        if name not in after and is_fixed and name.partition(".")[0] not in children:
+    given = _given(node)
+    before, after = _flat(given), _flat(options)
+    fixed = [name for name in {**before, **after} if not _may_change(node, name)]
+    for name in fixed:
+        if name in before and name not in after:
             raise CommandError(f"Option '{name}' cannot be reset to its default value")
     if after.get("active", node.is_active) != node.is_active:
         raise _cannot_change("active")
     if after.get("node-name", node.name) != node.name:
         raise _cannot_change("node-name")
-    for name, value in after.items():
-        if name in _ALWAYS_MUTABLE or name in node.mutable_options:
-            continue
-        if name.partition(".")[0] not in children and before.get(name) != value:
+    for name in fixed:
+        if name in after and before.get(name) != after[name]:
             raise _cannot_change(name)
+
+
+def _may_change(node: DriverNode[Any], name: str) -> bool:
+    """Whether an option is of those that may differ, or is a child or part of one."""
+    assert node.mutable_options is not None
+    if name in _ALWAYS_MUTABLE:
+        return True
+    part = name.partition(".")[0]
+    return part in node.mutable_options or part in node.edges or part in _EXCHANGEABLE
 
 
 def _cannot_change(name: str) -> CommandError:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import pytest
 
+from nbdjobs.nodes.qcow2.create import CreateOptions, empty_image
 from tests.interop.oracle import Oracle
 from tests.interop.same_answers import Ask, ours, theirs
 from tests.interop.side_by_side import MadeUpNames
@@ -51,6 +52,28 @@ INLINE: Final = {"driver": "file", "filename": "@/disk.img", "locking": "off"}
 TOP: Final = {"driver": "raw", "node-name": "top"}
 LIMIT: Final = node("throttle", "t", throttle_group="g0", file="a")
 DEBUG: Final = node("blkdebug", "d", image="b", align=512)
+
+IMAGE: Final = node("qcow2", "image", file="i")
+OVERLAY: Final = {
+    **node("qcow2", "top", file={"driver": "file", "filename": "@/overlay.qcow2"}),
+    "backing": "image",
+}
+QCOW2_CHANGES: Final[tuple[Options, ...]] = (
+    {},
+    READ_ONLY,
+    {"lazy-refcounts": True},
+    {"overlap-check": "all"},
+    {"overlap-check": {"template": "none"}},
+    {"cache-size": 1 << 20},
+    {"l2-cache-entry-size": 100},
+    {"cache-clean-interval": -1},
+    {"pass-discard-request": True},
+    {"backing": None},
+    {"backing": "base"},
+    {},
+    {"backing": None},
+    {"data-file": "base"},
+)
 
 SESSIONS: Final[dict[str, list[Ask]]] = {
     "arguments": [
@@ -197,6 +220,20 @@ SESSIONS: Final[dict[str, list[Ask]]] = {
         reopen(RAW, {**LIMIT, "throttle-group": "g1", **READ_ONLY, "detect-zeroes": "on"}),
         NODES,
     ],
+    "qcow2": [
+        add(node("file", "i", filename="@/image.qcow2")),
+        add(node("file", "base", filename="@/disk.img", read_only=True)),
+        add(IMAGE),
+        *(reopen({**IMAGE, **more}) for more in QCOW2_CHANGES),
+        add(OVERLAY),
+        reopen(OVERLAY),
+        reopen({**OVERLAY, "backing": None}),
+        reopen(OVERLAY),
+        reopen({**OVERLAY, "backing": "base"}),
+        reopen({**OVERLAY, "backing": "top"}),
+        reopen({**OVERLAY, "backing": B}),
+        reopen({**OVERLAY, "backing": "zz"}),
+    ],
     "blkdebug": [
         add(A),
         add(B),
@@ -224,6 +261,8 @@ def test_the_answers_are_the_same(name: str, tmp_path: Path) -> None:
         for image in ("disk.img", "target.img"):
             with (tmp_path / side / image).open("wb") as file:
                 file.truncate(1 << 20)
+        for image in ("image.qcow2", "overlay.qcow2"):
+            (tmp_path / side / image).write_bytes(empty_image(CreateOptions(size=1 << 20)))
     session = SESSIONS[name]
     found = ours(session, tmp_path / "ours")
     with Oracle(tmp_path / "theirs", capabilities=[]) as oracle:

@@ -21,13 +21,13 @@ from typing import ClassVar, Final, Self
 from nbdjobs.errors import CommandError, NodeError
 from nbdjobs.nodes import permissions
 from nbdjobs.nodes.config import SECTOR, NodeConfig
-from nbdjobs.nodes.driver import ChildReference, DriverNode
+from nbdjobs.nodes.driver import ChildReference, DriverNode, Reopening
 from nbdjobs.nodes.events import DebugEvent
 from nbdjobs.nodes.graph import Edge, Graph, Role
 from nbdjobs.nodes.node import Node, total_size
 from nbdjobs.nodes.options import BlockdevOptions
 from nbdjobs.nodes.permissions import Permission
-from nbdjobs.nodes.qcow2 import chain, constants
+from nbdjobs.nodes.qcow2 import chain, constants, reopening
 from nbdjobs.nodes.qcow2.check import repair_dirty
 from nbdjobs.nodes.qcow2.constants import COPIED, Incompatible
 from nbdjobs.nodes.qcow2.encryption import ENCRYPTED_LIMITS, open_cipher
@@ -40,6 +40,7 @@ from nbdjobs.nodes.qcow2.image import Image
 from nbdjobs.nodes.qcow2.mapping import ALL_ALLOCATED, Kind
 from nbdjobs.nodes.qcow2.options import (
     DEFAULT_CLEAN_INTERVAL,
+    MUTABLE_OPTIONS,
     Qcow2Options,
     QCryptoBlockOptions,
     cache_sizes,
@@ -66,6 +67,7 @@ class Qcow2Node(DriverNode[Qcow2Options]):
     is_format: ClassVar[bool] = True
     supports_compressed_writes: ClassVar[bool] = True
     options_type: ClassVar[type[BlockdevOptions]] = Qcow2Options
+    mutable_options: ClassVar[frozenset[str] | None] = MUTABLE_OPTIONS
 
     _image: Image | None = None
 
@@ -127,7 +129,7 @@ class Qcow2Node(DriverNode[Qcow2Options]):
             raise CommandError(f"Could not read qcow2 header: {error}") from error
         header = self._header.header
         self._size = round_down(header.size, SECTOR)
-        self._check(header)
+        self._check(header, self.config, self._options)
         if not self.is_encrypted:  # when an image is taken back, its key is known
             await self._find_key(header)
         children = []
@@ -158,12 +160,13 @@ class Qcow2Node(DriverNode[Qcow2Options]):
             raise CommandError(f"Could not open backing file: {error}") from error
         return ChildReference("backing", options, Role.BACKING)
 
-    def _check(self, header: Header) -> None:
-        if header.incompatible & Incompatible.CORRUPT and not self.is_read_only:
+    @staticmethod
+    def _check(header: Header, config: NodeConfig, options: Qcow2Options) -> None:
+        if header.incompatible & Incompatible.CORRUPT and not config.is_read_only:
             raise CommandError("qcow2: Image is corrupt; cannot be opened read/write")
-        if self._options.data_file is not None and not header.has_data_file:
+        if options.data_file is not None and not header.has_data_file:
             raise CommandError("'data-file' can only be set for images with an external data file")
-        if self._options.lazy_refcounts and header.version < 3:
+        if options.lazy_refcounts and header.version < 3:
             raise CommandError(
                 "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level"
             )
@@ -188,6 +191,29 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         self._image = None
         await self.load()
         await self.start()
+
+    # Going on with other options (see `reopening`)
+
+    async def prepare_reopen(
+        self, graph: Graph, config: NodeConfig, options: Qcow2Options
+    ) -> Reopening[Qcow2Options]:
+        """Write what was put off, so that the image can be read by other rules."""
+        return await reopening.prepare(self, config, options)
+
+    def check_options(self, config: NodeConfig, options: Qcow2Options) -> None:
+        """Raise `CommandError` for options that do not fit the image."""
+        check_cache_options(options)
+        self._check(self.header, config, options)
+        cache_sizes(options, self.header.geometry, self.header.size)
+
+    def use_options(self, options: Qcow2Options) -> None:
+        """Read the image by these options the next time."""
+        self._options = options
+
+    def give_up(self) -> None:
+        """Serve nobody any more: what is in the image is not known."""
+        self._is_dead = True
+        self._forget_tables()
 
     async def start(self) -> None:
         """Read the tables, and make the image ready for changes if it is writable."""

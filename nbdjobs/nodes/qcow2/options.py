@@ -51,6 +51,22 @@ class OverlapCheckFlags:
     bitmap_directory: bool | None = None
 
 
+MUTABLE_OPTIONS: Final = frozenset(
+    {
+        "lazy-refcounts",
+        "pass-discard-request",
+        "pass-discard-snapshot",
+        "pass-discard-other",
+        "overlap-check",
+        "cache-size",
+        "l2-cache-size",
+        "l2-cache-entry-size",
+        "refcount-cache-size",
+        "cache-clean-interval",
+    }
+)
+"""QAPI names of what `blockdev-reopen` may change."""
+
 OverlapChecks = Annotated[OverlapCheckFlags | OverlapCheckMode, Alternate("Qcow2OverlapChecks")]
 
 _FLAGS: Final = {
