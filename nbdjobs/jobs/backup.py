@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -43,6 +44,7 @@ from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.op_blockers import BlockOp
 from nbdjobs.nodes.rounding import round_down
+from nbdjobs.nodes.snapshot_access import SnapshotAccess
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +108,7 @@ class BackupOptions:
         on_target_error: What to do about errors when writing.
         on_cbw_error: Who pays when a copy ahead of a guest's write fails.
         cbw_timeout: Seconds that a guest's write waits for such a copy; 0 means for ever.
+        discard_source: Give up what is copied, in a source that is a snapshot.
         perf: Knobs of the copy.
         job: Speed, auto-finalize, auto-dismiss.
     """
@@ -121,6 +124,7 @@ class BackupOptions:
     on_target_error: OnError = OnError.REPORT
     on_cbw_error: OnCbwError = OnCbwError.BREAK_GUEST_WRITE
     cbw_timeout: int = 0
+    discard_source: bool = False
     perf: BackupPerf = BackupPerf()
     job: JobOptions = field(default_factory=JobOptions)
 
@@ -202,6 +206,7 @@ def check_source(jobs: Jobs, source: Node, options: BackupOptions) -> None:
         CommandError: It cannot.
     """
     source.op_blockers.check(BlockOp.BACKUP_SOURCE)
+    _check_discard(source, options)
     _check_bitmap(options)
     _check_perf(options.perf)
     jobs.check_id(options.chosen_job_id)
@@ -210,6 +215,7 @@ def check_source(jobs: Jobs, source: Node, options: BackupOptions) -> None:
 def _check(source: Node, target: Node, options: BackupOptions) -> None:
     """Refuse what cannot work, in QEMU's words and order."""
     _check_bitmap(options)
+    _check_discard(source, options)
     if source is target:
         raise CommandError("Source and target cannot be the same")
     if options.compress and not target.supports_compressed_writes:
@@ -220,6 +226,14 @@ def _check(source: Node, target: Node, options: BackupOptions) -> None:
     _check_perf(options.perf)
     if source.size != target.size:
         raise CommandError("Source and target image have different sizes")
+
+
+def _check_discard(source: Node, options: BackupOptions) -> None:
+    """Keep a job from discarding a disk that others use."""
+    if options.discard_source and not isinstance(source, SnapshotAccess):
+        raise CommandError(
+            f"discard-source needs a node of driver '{SnapshotAccess.driver}' as the source"
+        )
 
 
 def _check_perf(perf: BackupPerf) -> None:
@@ -393,6 +407,14 @@ class BackupJob(BlockJob):
             self._has_defect = True
         else:
             self._write_back(begin, end)
+            if self._options.discard_source:
+                await self._discard_source(begin, end)
+
+    async def _discard_source(self, begin: int, end: int) -> None:
+        """The snapshot need not keep what is on the target now; if it does, no harm is done."""
+        source = self._filter.edges["file"].node
+        with suppress(NodeError):
+            await source.pdiscard(begin, min(end, source.size) - begin)
 
     def _write_back(self, begin: int, end: int) -> None:
         """Keep what the target has not made stable small, so that the last flush is short."""

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbdjobs.errors import CommandError, NodeError
-from nbdjobs.jobs.backup import BackupOptions, SyncMode, start_backup
+from nbdjobs.jobs.backup import BackupOptions, BackupPerf, SyncMode, start_backup
 from nbdjobs.nodes.config import NodeConfig
 from nbdjobs.nodes.copy_before_write import (
     BlockDirtyBitmap,
@@ -371,6 +371,40 @@ def test_a_job_may_copy_the_snapshot_itself() -> None:
             assert copy.content == disk.before
             assert "copy" not in rig.graph.nodes
             assert disk.reader.node.driver == "snapshot-access"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_job_gives_up_what_it_has_copied_and_no_more(fails: bool) -> None:
+    size = 2 * CLUSTER + 1024
+    perf = BackupPerf(max_workers=1, max_chunk=CLUSTER)
+    options = BackupOptions(sync=SyncMode.FULL, job_id="j", discard_source=True, perf=perf)
+
+    async def main() -> None:
+        rig = Rig(size)
+        copy = MemoryNode(size, name="copy")
+        async with fleecing(rig) as disk:
+            rig.graph.add(copy)
+            with pytest.raises(CommandError) as caught:
+                await start_backup(rig.jobs, rig.graph, rig.source, copy, options)
+            assert str(caught.value) == (
+                "discard-source needs a node of driver 'snapshot-access' as the source"
+            )
+            if fails:
+                copy.fail(Op.WRITE, errno.ENOSPC, offset=CLUSTER)
+            await disk.write(CLUSTER)
+            job = await start_backup(rig.jobs, rig.graph, disk.reader.node, copy, options)
+            await rig.run_through(job)
+            await disk.assert_refused(0, CLUSTER)
+            if fails:
+                await disk.assert_old(CLUSTER, size - CLUSTER)
+            else:
+                await disk.assert_refused(2 * CLUSTER, 1024)
+                assert copy.content == disk.before
+                assert not disk.filter.block_copy.has_work
+            given_up = sum(request.length for request in disk.target.requests_of(Op.DISCARD))
+            assert given_up == (CLUSTER if fails else size)
 
     asyncio.run(main())
 

@@ -41,6 +41,7 @@ class BackupCommon:
     on_target_error: OnError | None = None
     on_cbw_error: OnCbwError | None = None
     cbw_timeout: Uint32 | None = None
+    discard_source: bool | None = None
     auto_finalize: bool | None = None
     auto_dismiss: bool | None = None
     filter_node_name: str | None = None
@@ -142,6 +143,7 @@ def _options(daemon: Daemon, arguments: BackupCommon) -> BackupOptions:
         on_target_error=arguments.on_target_error or OnError.REPORT,
         on_cbw_error=arguments.on_cbw_error or OnCbwError.BREAK_GUEST_WRITE,
         cbw_timeout=arguments.cbw_timeout or 0,
+        discard_source=bool(arguments.discard_source),
         perf=arguments.x_perf or BackupPerf(),
         job=JobOptions(
             speed=arguments.speed or 0,
