@@ -168,7 +168,7 @@ THEIRS: Final[Mapping[str, str]] = {
     "nbd-server-start arg.addr.type.vsock": _EMULATOR,
     "query-blockstats ret.*.driver-specific.driver.*": "a word that no node answers with",
     "query-* ret.*.dirty-bitmaps": _BITMAPS,
-    "query-* ret.*.image.format-specific.type.qcow2": _CHAINS,
+    "query-* ret.*.image.format-specific.type.qcow2.data.bitmaps": _BITMAPS,
     "query-* ret.*.image.format-specific.type.rbd": _NETWORK,
     "query-* ret.*.image.format-specific.type.vmdk": _FORMAT,
     "query-* ret.*.image.snapshots": _SNAPSHOTS,

@@ -21,6 +21,7 @@ from typing import ClassVar, Final, Self
 from nbdjobs.errors import CommandError, NodeError
 from nbdjobs.nodes import permissions
 from nbdjobs.nodes.config import SECTOR, NodeConfig
+from nbdjobs.nodes.crypto.luks_header import LuksHeader
 from nbdjobs.nodes.driver import ChildReference, DriverNode, Reopening
 from nbdjobs.nodes.events import DebugEvent
 from nbdjobs.nodes.graph import Edge, Graph, Role
@@ -324,6 +325,11 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         """The header as it is in the file."""
         assert self._header is not None, "loaded before anyone uses it"
         return self._header.header
+
+    @property
+    def luks_header(self) -> LuksHeader | None:
+        """What the image says of its encryption, if the method is LUKS."""
+        return None if self._files.cipher is None else self._files.cipher.luks_header
 
     @property
     def size(self) -> int:

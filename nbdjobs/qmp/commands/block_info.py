@@ -18,26 +18,10 @@ from nbdjobs.nodes.error_policy import IoStatus
 from nbdjobs.nodes.file import FileNode
 from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.latency import Histogram
-from nbdjobs.nodes.luks import LuksNode
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.snapshot_access import SnapshotAccess
 from nbdjobs.qapi.types import INT64_MAX, Uint64, flat_union, member
-from nbdjobs.qmp.commands.encryption_info import QCryptoBlockInfoLUKS, describe_luks
-
-
-@flat_union("type", lambda: {"luks": ImageInfoSpecificLUKSWrapper})
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageInfoSpecific:
-    """What only some formats have to tell."""
-
-    type: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageInfoSpecificLUKSWrapper(ImageInfoSpecific):
-    """How an encrypted volume is encrypted."""
-
-    data: QCryptoBlockInfoLUKS
+from nbdjobs.qmp.commands.format_info import ImageInfoSpecific, describe_format
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,14 +256,8 @@ def describe_image(node: Node, *, flat: bool = False) -> ImageInfo:
         cluster_size=node.cluster_size or None,
         encrypted=node.is_encrypted or None,
         backing_image=None if below is None else describe_image(below),
-        format_specific=_describe_format(node),
+        format_specific=describe_format(node),
     )
-
-
-def _describe_format(node: Node) -> ImageInfoSpecific | None:
-    if isinstance(node, LuksNode):
-        return ImageInfoSpecificLUKSWrapper(type="luks", data=describe_luks(node.luks_header))
-    return None
 
 
 def _filtered(node: Node) -> Node | None:

@@ -28,7 +28,7 @@ class QCryptoBlockInfoLUKSSlot:
     key_offset: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class QCryptoBlockInfoLUKS:
     """How a LUKS volume is encrypted; offset in bytes."""
 
