@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Making a new image: where everything goes is worked out first, then it is written.
 
-    header │ refcount table │ refcount blocks │ L1 table │ L2 tables │ data
-                                                          └─ only if preallocated ─┘
+    header │ refcount table │ refcount blocks │ L1 table │ keys │ L2 tables │ data
+                                                          │      └─ only if preallocated ─┘
+                                                          └─ only if encrypted by LUKS
 
 There are no gaps, so every refcount is one. The header comes last: until then the file is no
 image at all.
@@ -22,6 +23,7 @@ from typing import Final
 
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes.config import SECTOR
+from nbdjobs.nodes.crypto.luks import FilledSlot
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.qcow2 import constants
 from nbdjobs.nodes.qcow2.constants import (
@@ -30,10 +32,16 @@ from nbdjobs.nodes.qcow2.constants import (
     Autoclear,
     Compatible,
     CompressionType,
+    Encryption,
     ExtensionType,
     Incompatible,
 )
-from nbdjobs.nodes.qcow2.extensions import Extension, feature_table, pack_extensions
+from nbdjobs.nodes.qcow2.extensions import (
+    Extension,
+    encryption_pointer,
+    feature_table,
+    pack_extensions,
+)
 from nbdjobs.nodes.qcow2.files import bytes_of
 from nbdjobs.nodes.qcow2.geometry import Geometry
 from nbdjobs.nodes.qcow2.header import V3_LENGTH, Header, additional_for
@@ -73,6 +81,8 @@ class CreateOptions:
         data_file: Name of the external data file, as it will stand in the image.
         is_data_file_raw: That file is a raw image of the disk at any time.
         compression: How clusters will be compressed.
+        encryption: How guest clusters will be encrypted; a preallocated disk reads as noise then.
+        keys: Header and first key of the LUKS volume, for that method.
     """
 
     size: int
@@ -87,6 +97,8 @@ class CreateOptions:
     data_file: str | None = None
     is_data_file_raw: bool = False
     compression: CompressionType = CompressionType.ZLIB
+    encryption: Encryption = Encryption.NONE
+    keys: FilledSlot | None = None
 
     def check(self) -> None:
         """Refuse what cannot be or does not go together.
@@ -182,6 +194,11 @@ class CreateOptions:
         # What is read from a raw data file must always be what the disk holds.
         return self.preallocation is not Preallocation.OFF or self.is_data_file_raw
 
+    @property
+    def keys_length(self) -> int:
+        """Bytes that the LUKS header takes up with all of its key slots."""
+        return 0 if self.keys is None else self.keys.header.payload_offset
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -191,13 +208,15 @@ class Layout:
         table_clusters: Of the refcount table, which begins at cluster 1.
         blocks: Refcount blocks, which follow it.
         l1_clusters: Of the L1 table, which follows them.
-        l2_tables: L2 tables, which follow it.
+        keys_clusters: Of the LUKS header and its keys, which follow it.
+        l2_tables: L2 tables, which follow them.
         data_clusters: Clusters of data, at the end.
     """
 
     table_clusters: int
     blocks: int
     l1_clusters: int
+    keys_clusters: int
     l2_tables: int
     data_clusters: int
 
@@ -207,9 +226,14 @@ class Layout:
         return 1 + self.table_clusters + self.blocks
 
     @property
+    def keys_start(self) -> int:
+        """First cluster of the LUKS header."""
+        return self.l1_start + self.l1_clusters
+
+    @property
     def l2_start(self) -> int:
         """First L2 table."""
-        return self.l1_start + self.l1_clusters
+        return self.keys_start + self.keys_clusters
 
     @property
     def data_start(self) -> int:
@@ -227,16 +251,17 @@ def plan(options: CreateOptions) -> Layout:
     geometry = options.geometry
     entries = geometry.l1_entries(options.size)
     l1_clusters = max(geometry.clusters(entries * ENTRY_SIZE), 1)
+    keys = geometry.clusters(options.keys_length)
     l2_tables = entries if options.is_mapped else 0
     has_data = options.is_mapped and options.data_file is None
     data = geometry.clusters(options.size) if has_data else 0
     table_clusters = blocks = 1
     while True:
-        total = 1 + table_clusters + blocks + l1_clusters + l2_tables + data
+        total = 1 + table_clusters + blocks + l1_clusters + keys + l2_tables + data
         needed = -(-total // geometry.refcounts_per_block)
         needed_table = geometry.clusters(needed * ENTRY_SIZE)
         if (needed, needed_table) == (blocks, table_clusters):
-            return Layout(table_clusters, blocks, l1_clusters, l2_tables, data)
+            return Layout(table_clusters, blocks, l1_clusters, keys, l2_tables, data)
         blocks, table_clusters = max(needed, blocks), max(needed_table, table_clusters)
         if table_clusters * geometry.cluster_size > constants.MAX_REFCOUNT_TABLE_BYTES:
             raise CommandError("Could not resize image: File too large")
@@ -252,6 +277,9 @@ def header_of(options: CreateOptions, layout: Layout) -> Header:
         extensions.append(Extension(ExtensionType.BACKING_FORMAT, format_name))
     if options.data_file is not None:
         extensions.append(Extension(ExtensionType.DATA_FILE, _encoded(options.data_file)))
+    if options.keys is not None:
+        place = layout.keys_start << bits
+        extensions.append(encryption_pointer(place, options.keys_length))
     name = None if options.backing_file is None else _encoded(options.backing_file)
     additional = additional_for(options.compression) if options.version > 2 else b""
     if options.version > 2:
@@ -264,6 +292,7 @@ def header_of(options: CreateOptions, layout: Layout) -> Header:
         version=options.version,
         cluster_bits=bits,
         size=options.size,
+        crypt_method=options.encryption,
         l1_size=geometry.l1_entries(options.size),
         l1_offset=layout.l1_start << bits,
         refcount_table_offset=1 << bits,
@@ -306,6 +335,10 @@ def metadata_of(options: CreateOptions, layout: Layout) -> Iterator[tuple[int, b
         yield (first + number) * size, block.pack()
     l1 = [place * size | COPIED for place in places[1]]
     yield from _words(layout.l1_start, layout.l1_clusters, size, l1)
+    if options.keys is not None:
+        keys = options.keys.area().ljust(layout.keys_clusters * size, b"\0")
+        for begin in range(0, len(keys), size):
+            yield layout.keys_start * size + begin, keys[begin : begin + size]
     for number, place in enumerate(places[1]):
         yield place * size, bytes_of(_l2_table(options, layout, number))
 
