@@ -58,8 +58,9 @@ class CompressedClusters:
         self._workers.close()
 
     def forget(self) -> None:
-        """Host clusters have become free: what they held before counts no more."""
+        """Host clusters become free: what they held before counts no more."""
         self._recent.clear()
+        self._next_byte = 0
 
     async def read(self, entry: int) -> bytes:
         """Get the whole cluster that an L2 entry describes.
@@ -112,23 +113,39 @@ class CompressedClusters:
 
     async def _find_room(self, length: int) -> int:
         """Choose where so many bytes go, and count a user of the clusters there."""
-        bits, size = self._geometry.cluster_bits, self._geometry.cluster_size
-        offset = self._next_byte
-        cluster = offset >> bits
-        room = -offset % size
-        users = await self._refcounts.count(cluster) if room else 0
-        is_usable = 0 < users < self._geometry.max_refcount
-        if not is_usable or room < length:
-            new, _ = await self._refcounts.allocate(1)
-            self._refcounts.claim_virgin(new, 1)
-            if is_usable and new == cluster + 1:
-                await self._refcounts.add(cluster, 1, 1)
-            else:
-                offset = new << bits
-        else:
-            await self._refcounts.add(cluster, 1, 1)
+        offset = await self._begin_of_room(length)
         limit = min(1 << self._geometry.size_shift, OFFSET_MASK)
         if offset + length > limit:
             raise NodeError(errno.EFBIG)
         self._next_byte = offset + length
         return offset
+
+    async def _begin_of_room(self, length: int) -> int:
+        bits = self._geometry.cluster_bits
+        while True:
+            offset = self._next_byte
+            room = -offset % self._geometry.cluster_size
+            if room >= length and await self._join(offset):
+                return offset
+            if self._next_byte == offset:
+                break
+        new, _ = await self._refcounts.allocate(1)
+        self._refcounts.claim_virgin(new, 1)
+        if room and new == (offset >> bits) + 1 and await self._join(offset):
+            return offset
+        return new << bits
+
+    async def _join(self, offset: int) -> bool:
+        """Become a user of the cluster where the last bytes went, if that is still possible.
+
+        It may have become free since then, and hold anything now: `forget` tells.
+        """
+        if not offset:
+            return False
+        cluster = offset >> self._geometry.cluster_bits
+        users = await self._refcounts.count(cluster)
+        if self._next_byte != offset or not 0 < users < self._geometry.max_refcount:
+            return False
+        # Nothing waits here: the counter was looked at just now.
+        await self._refcounts.add(cluster, 1, 1)
+        return True

@@ -22,7 +22,7 @@ from nbdjobs.nodes.qcow2.create import CreateOptions, empty_image
 from nbdjobs.nodes.qcow2.header import Header
 from tests.nodes.faults import MemoryNode
 from tests.nodes.qcow2.logged_file import SECTOR, LoggedFile
-from tests.nodes.qcow2.rig import checked, content_of, opened
+from tests.nodes.qcow2.rig import checked, content_of, image_of, opened
 
 DISK = 192 * 1024
 CLIENTS = 4
@@ -72,17 +72,23 @@ async def client(device: Any, file: LoggedFile, history: History, random: Random
     for _ in range(OPERATIONS):
         begin = random.randrange(DISK // SECTOR) * SECTOR
         length = min(random.choice((1, 2, 8, 40, 100)) * SECTOR, DISK - begin)
-        kind = random.choice(("write",) * 6 + ("zero", "keep", "discard", "flush"))
+        kind = random.choice(("write",) * 6 + ("zero", "keep", "discard", "compressed", "flush"))
         if kind == "flush":
             started = file.tick()
             await device.flush()
             history.flushes.append((started, file.tick()))
             continue
         content = random.randbytes(length) if kind == "write" else bytes(length)
+        if kind == "compressed":
+            size = image_of(device).cluster_size
+            begin, length = begin // size * size, size
+            content = (random.randbytes(8) * size)[:size]
         change = Change(begin, begin + length, content, file.tick())
         history.changes.append(change)
         if kind == "write":
             await device.pwrite(begin, memoryview(content))
+        elif kind == "compressed":
+            await image_of(device).pwrite_compressed(begin, memoryview(content))
         elif kind == "discard":
             # Ragged ends keep their content, so what may be there is told after looking.
             await device.pwrite_zeroes(begin, length, may_unmap=True)
@@ -142,5 +148,66 @@ def test_a_crash_at_any_instant_loses_nothing_that_was_flushed(
             await look_at(file.after_crash(time, random), backing, time, history)
         found = await checked(file)
         assert (found.corruptions, found.leaks) == (0, 0), found.messages
+
+    asyncio.run(run())
+
+
+def test_a_crash_while_the_refcount_table_moves_loses_nothing() -> None:
+    # A table of one cluster counts two MiB.
+    size = 5 << 20
+    options = CreateOptions(size=size, cluster_size=512, refcount_bits=64)
+    random = Random(1)
+    content = random.randbytes(5 << 19)
+
+    async def run() -> None:
+        file = LoggedFile(empty_image(options), seed=1)
+        flushed = [(0, 0)]
+        async with opened(file) as device:
+            for begin in range(0, len(content), 1 << 18):
+                await device.pwrite(begin, memoryview(content[begin : begin + (1 << 18)]))
+                await device.flush()
+                flushed.append((file.tick(), begin + (1 << 18)))
+        assert Header.parse(bytes(file.content)).refcount_table_clusters > 1
+        for _ in range(30):
+            time = random.randrange(file.time)
+            image = LoggedFile(file.after_crash(time, random))
+            found = await checked(image)
+            assert not found.corruptions, found.messages
+            length = max(length for ended, length in flushed if ended <= time)
+            async with opened(image, read_only=True) as device:
+                assert (await content_of(device))[:length] == content[:length]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_crash_while_the_size_changes_leaves_the_old_or_the_new(seed: int) -> None:
+    random = Random(seed)
+    sizes = [DISK, 3 * DISK, DISK + 512, 40 * DISK, 2048, DISK]
+    backing = random.randbytes(4 * DISK)
+
+    async def run() -> None:
+        file = LoggedFile(empty_image(CreateOptions(size=DISK, cluster_size=512)), seed=seed)
+        base = MemoryNode(backing, name="base")
+        changes = [(0, 0)]
+        async with opened(file, base, backing="base") as device:
+            for number, size in enumerate(sizes):
+                begun = file.tick()
+                await device.node.truncate(size)
+                changes.append((begun, number))
+                await device.pwrite(random.randrange(4) * 512, memoryview(random.randbytes(512)))
+        last = file.tick()
+        for _ in range(40):
+            time = random.randrange(last + 1)
+            image = LoggedFile(file.after_crash(time, random))
+            found = await checked(image)
+            assert not found.corruptions, found.messages
+            now = max(number for begun, number in changes if begun <= time)
+            async with opened(image, base, backing="base") as device:
+                assert device.size in (sizes[now], sizes[max(now - 1, 0)])
+                tail = bytearray(min(device.size, DISK))
+                await device.pread(device.size - len(tail), memoryview(tail))
+                if device.size > 4 * DISK:
+                    assert not any(tail)
 
     asyncio.run(run())
