@@ -45,12 +45,8 @@ def make_file(path: str, size: int, in_use: Mapping[FileId, str]) -> bool:
     Raises:
         CommandError: That is not possible; a file made for it is gone again.
     """
+    fd, is_new = open_unused(path, in_use)
     try:
-        fd, is_new = _open(path)
-    except (OSError, ValueError) as error:
-        raise CommandError(f"Could not create '{path}': {_reason(error)}") from error
-    try:
-        _check_unused(fd, path, in_use)
         os.ftruncate(fd, 0)
         os.ftruncate(fd, size)
     except BaseException as error:
@@ -62,6 +58,34 @@ def make_file(path: str, size: int, in_use: Mapping[FileId, str]) -> bool:
     finally:
         os.close(fd)  # the locks go with it
     return is_new
+
+
+def open_unused(path: str, in_use: Mapping[FileId, str]) -> tuple[int, bool]:
+    """Open a file for writing that nobody uses as an image, or make one where there is none.
+
+    Args:
+        path: Where.
+        in_use: Files that nodes have open, with the names of the nodes.
+
+    Returns:
+        A descriptor, which keeps other processes away until it is closed, and whether the file is
+        new.
+
+    Raises:
+        CommandError: That is not possible; a file made for it is gone again.
+    """
+    try:
+        fd, is_new = _open(path)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"Could not create '{path}': {_reason(error)}") from error
+    try:
+        _check_unused(fd, path, in_use)
+    except BaseException:
+        os.close(fd)
+        if is_new:
+            remove(path)
+        raise
+    return fd, is_new
 
 
 def remove(path: str) -> None:
@@ -131,8 +155,8 @@ def _check_unused(fd: int, path: str, in_use: Mapping[FileId, str]) -> None:
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise CommandError(f"Could not create '{path}': it is not a regular file")
-    if (user := in_use.get(file_id(status))) is not None:
-        raise CommandError(f"Could not create '{path}': node '{user}' has the file open")
     if image_lock.is_supported(fd):
         shared = permissions.ALL & ~Permission.RESIZE
         ImageLock(fd).acquire(Permission.WRITE | Permission.RESIZE, shared)
+    if (user := in_use.get(file_id(status))) is not None:
+        raise CommandError(f"Could not create '{path}': node '{user}' has the file open")

@@ -148,6 +148,7 @@ CHARDEVS: Final = (
 #: What else only QEMU has, and why. Commands and events stand in the manual, see below.
 THEIRS: Final[Mapping[str, str]] = {
     **{f"* arg*.driver.{name}": reason for name, reason in DRIVERS.items()},
+    **{f"blockdev-create arg.*.backing-fmt.{name}": reason for name, reason in DRIVERS.items()},
     **{f"object-add arg.qom-type.{name}": reason for name, reason in OBJECTS.items()},
     **{f"chardev-* arg.backend.type.{name}": _EMULATOR for name in CHARDEVS},
     "chardev-* arg.backend.type.*.data.log*": "QMP sessions are logged by no one",
@@ -167,6 +168,7 @@ THEIRS: Final[Mapping[str, str]] = {
     "nbd-server-start arg.addr.type.fd": "needs a way to hand descriptors over",
     "nbd-server-start arg.addr.type.vsock": _EMULATOR,
     "query-blockstats ret.*.driver-specific.driver.*": "a word that no node answers with",
+    "blockdev-create arg.*.qcow2.encrypt": "comes with the creation of encrypted images",
     "query-* ret.*.dirty-bitmaps": _BITMAPS,
     "query-* ret.*.image.format-specific.type.qcow2.data.bitmaps": _BITMAPS,
     "query-* ret.*.image.format-specific.type.rbd": _NETWORK,

@@ -278,6 +278,10 @@ class MemoryNode(Node):
         await self._arrive(Request(Op.FLUSH, 0, 0))
         self.stable = before
 
+    async def _truncate(self, size: int) -> None:
+        del self.content[size:]
+        self.content.extend(bytes(size - len(self.content)))
+
     async def _block_status(self, offset: int, length: int) -> BlockStatus:
         await self._arrive(Request(Op.STATUS, offset, length))
         is_hole = self._is_zero_block(offset)

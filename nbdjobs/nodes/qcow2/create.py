@@ -18,13 +18,13 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final
 
 from nbdjobs.errors import CommandError
-from nbdjobs.nodes.config import SECTOR
+from nbdjobs.nodes.config import MAX_SIZE, SECTOR
 from nbdjobs.nodes.crypto.luks import FilledSlot
 from nbdjobs.nodes.node import Node
+from nbdjobs.nodes.preallocation import Preallocation
 from nbdjobs.nodes.qcow2 import constants
 from nbdjobs.nodes.qcow2.constants import (
     COPIED,
@@ -53,15 +53,6 @@ DEFAULT_REFCOUNT_BITS: Final = 16
 _LEVEL: Final = "compatibility level 1.1 and above (use version=v3 or greater)"
 _ZEROES: Final = memoryview(bytes(1024 * 1024))
 _LONGEST_WRITE: Final = 1024 * 1024
-
-
-class Preallocation(StrEnum):
-    """What of the disk is there from the beginning (QAPI `PreallocMode`)."""
-
-    OFF = "off"
-    METADATA = "metadata"
-    FALLOC = "falloc"
-    FULL = "full"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +101,10 @@ class CreateOptions:
             raise CommandError(f"Image size must be a multiple of {SECTOR} bytes")
         if self.size < 0:
             raise CommandError("Could not resize image: Image size cannot be negative")
+        if self.size > MAX_SIZE:
+            raise CommandError(
+                f"Could not resize image: offset({self.size}) exceeds maximum({MAX_SIZE})"
+            )
         self._check_widths()
         if self.version < 3:
             self._check_version_2()
@@ -403,10 +398,10 @@ async def create(options: CreateOptions, file: Node, data_file: Node | None = No
     await _write_all(file, metadata_of(options, layout))
     if data_file is not None and options.is_mapped:
         await data_file.truncate(options.size)
-        await _fill(options, data_file, 0, options.size)
+        await fill(options.preallocation, data_file, 0, options.size)
     elif layout.data_clusters:
         begin = layout.data_start * options.cluster_size
-        await _fill(options, file, begin, layout.data_clusters * options.cluster_size)
+        await fill(options.preallocation, file, begin, layout.data_clusters * options.cluster_size)
     if data_file is not None:
         await data_file.flush()
     await file.flush()
@@ -429,11 +424,11 @@ async def _write_all(file: Node, parts: Iterator[tuple[int, bytes]]) -> None:
         await file.pwrite(begin, memoryview(bytes(pending)))
 
 
-async def _fill(options: CreateOptions, node: Node, offset: int, length: int) -> None:
+async def fill(preallocation: Preallocation, node: Node, offset: int, length: int) -> None:
     """Take the space for data, or write all of it."""
-    if options.preallocation is Preallocation.FALLOC:
+    if preallocation is Preallocation.FALLOC:
         await node.pwrite_zeroes(offset, length, may_unmap=False)
-    elif options.preallocation is Preallocation.FULL:
+    elif preallocation is Preallocation.FULL:
         for begin in range(offset, offset + length, len(_ZEROES)):
             count = min(len(_ZEROES), offset + length - begin)
             await node.pwrite(begin, _ZEROES[:count])

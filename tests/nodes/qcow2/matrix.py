@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
 
+from nbdjobs.nodes.preallocation import Preallocation
 from nbdjobs.nodes.qcow2.constants import CompressionType
-from nbdjobs.nodes.qcow2.create import CreateOptions, Preallocation
+from nbdjobs.nodes.qcow2.create import CreateOptions
 
 _Pair = tuple[str, object, str, object]
 

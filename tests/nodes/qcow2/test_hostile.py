@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from nbdjobs.errors import CommandError, NodeError
+from nbdjobs.nodes.preallocation import Preallocation
 from nbdjobs.nodes.qcow2.constants import COMPRESSED, COPIED, Incompatible
-from nbdjobs.nodes.qcow2.create import CreateOptions, Preallocation, empty_image
+from nbdjobs.nodes.qcow2.create import CreateOptions, empty_image
 from nbdjobs.nodes.qcow2.event import BlockImageCorrupted
 from nbdjobs.nodes.qcow2.header import Header
 from nbdjobs.nodes.qcow2.options import OverlapCheckMode
