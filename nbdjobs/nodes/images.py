@@ -16,12 +16,14 @@ Source: QEMU `block.c` (bdrv_find_protocol, bdrv_img_create, find_image_format) 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
-from nbdjobs.errors import CommandError
-from nbdjobs.nodes import new_file
+from nbdjobs.errors import CommandError, NodeError
+from nbdjobs.nodes import new_file, permissions
 from nbdjobs.nodes.config import CacheMode
+from nbdjobs.nodes.device import Device
 from nbdjobs.nodes.drivers import DRIVERS
 from nbdjobs.nodes.file import FileNode
 from nbdjobs.nodes.graph import Graph
@@ -30,6 +32,7 @@ from nbdjobs.nodes.new_file import FileId
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.opening import open_unowned
 from nbdjobs.nodes.options import BlockdevOptions
+from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.raw import RawNode
 from nbdjobs.nodes.workers import Workers
 from nbdjobs.qapi.visitor import visit
@@ -101,6 +104,23 @@ class ImagePlace:
             self.is_new = await in_thread(lambda: new_file.make_file(self.path, size, in_use))
         else:
             raise CommandError(f"Protocol driver '{self.protocol}' does not support image creation")
+
+    @asynccontextmanager
+    async def room(self) -> AsyncIterator[Node]:
+        """The room that was made, as a node to write the image's own structures to.
+
+        Raises:
+            CommandError: It cannot be opened, or what is done with it fails.
+        """
+        node = await open_unowned(self.graph, visit(BlockdevOptions, self.options))
+        changes = Permission.CONSISTENT_READ | Permission.WRITE | Permission.RESIZE
+        user = Device(self.graph, node, needed=changes, shared=permissions.NONE)
+        try:
+            yield node
+        except NodeError as error:
+            raise CommandError(f"Could not create '{self.filename}': {error}") from error
+        finally:
+            await user.close()
 
     async def remove(self) -> None:
         """Take back `make_room`, as far as it made something new."""

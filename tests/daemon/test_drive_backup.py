@@ -54,6 +54,29 @@ def test_the_new_image_holds_the_disk_as_it_was(tmp_path: Path) -> None:
     assert image.read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_the_new_image_may_be_qcow2(tmp_path: Path, is_compressed: bool) -> None:
+    image = tmp_path / "backup.qcow2"
+    again = tmp_path / "again.img"
+
+    async def scenario(rig: Rig, monitor: Monitor) -> None:
+        options = {"format": "qcow2", "compress": is_compressed}
+        await monitor.get("drive-backup", **backup(image, **options))
+        await monitor.event("JOB_STATUS_CHANGE", id="j", status="null")
+        await monitor.get(
+            "blockdev-add",
+            driver="qcow2",
+            node_name="copy",
+            read_only=True,
+            file={"driver": "file", "filename": str(image)},
+        )
+        await monitor.get("drive-backup", **backup(again, device="copy"))
+        await monitor.event("JOB_STATUS_CHANGE", id="j", status="null")
+
+    run(tmp_path, scenario)
+    assert again.read_bytes() == CONTENT
+
+
 def test_a_backup_that_cannot_start_leaves_no_file(tmp_path: Path) -> None:
     image = tmp_path / "backup.img"
 

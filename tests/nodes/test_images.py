@@ -18,7 +18,7 @@ from nbdjobs.nodes import new_file
 from nbdjobs.nodes.config import CacheMode
 from nbdjobs.nodes.device import Device
 from nbdjobs.nodes.drivers import DRIVERS
-from nbdjobs.nodes.file import FileOptions
+from nbdjobs.nodes.file import FileNode, FileOptions
 from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.image_formats import format_of
 from nbdjobs.nodes.image_lock import ImageLock
@@ -98,6 +98,35 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_a_new_qcow2_image_has_its_tables_and_is_gone_if_they_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new.qcow2"
+
+    async def scenario(graph: Graph) -> None:
+        place = await ImagePlace.find(graph, str(path))
+        await create_image(place, "qcow2", MIB)
+        assert not graph.nodes
+        for image_format in ("qcow2", None):
+            node = await open_image(place, image_format, CacheMode())
+            assert (node.driver, node.size) == ("qcow2", MIB)
+            await graph.drop_if_unused(node)
+        await place.remove()
+        assert not path.exists()
+        text = await refusal(create_image(place, "qcow2", MIB + 1))
+        assert text == "Image size must be a multiple of 512 bytes"
+
+        async def full(self: FileNode, offset: int, data: memoryview, fua: bool) -> None:
+            raise NodeError(errno.ENOSPC)
+
+        monkeypatch.setattr(FileNode, "_pwrite", full)
+        text = await refusal(create_image(place, "qcow2", MIB))
+        assert text == f"Could not create '{path}': No space left on device"
+        assert not path.exists()
+
+    run(scenario)
 
 
 def test_an_image_that_was_there_is_emptied_and_not_removed(tmp_path: Path) -> None:

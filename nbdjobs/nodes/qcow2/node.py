@@ -16,7 +16,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Final, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 from nbdjobs.errors import CommandError, NodeError
 from nbdjobs.nodes import permissions
@@ -31,6 +31,7 @@ from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.qcow2 import chain, constants, reopening
 from nbdjobs.nodes.qcow2.check import repair_dirty
 from nbdjobs.nodes.qcow2.constants import COPIED, Incompatible
+from nbdjobs.nodes.qcow2.create import CreateOptions, create
 from nbdjobs.nodes.qcow2.encryption import ENCRYPTED_LIMITS, open_cipher
 from nbdjobs.nodes.qcow2.errors import CorruptionError
 from nbdjobs.nodes.qcow2.event import BlockImageCorrupted
@@ -56,6 +57,9 @@ from nbdjobs.nodes.status import BlockStatus
 from nbdjobs.protocol.export import FileRange
 from nbdjobs.qapi.types import Null
 
+if TYPE_CHECKING:
+    from nbdjobs.nodes.images import ImagePlace
+
 logger = logging.getLogger(__name__)
 
 _NOT_FOUND: Final = -1
@@ -67,6 +71,7 @@ class Qcow2Node(DriverNode[Qcow2Options]):
     driver: ClassVar[str] = "qcow2"
     is_format: ClassVar[bool] = True
     supports_compressed_writes: ClassVar[bool] = True
+    creates_images: ClassVar[bool] = True
     options_type: ClassVar[type[BlockdevOptions]] = Qcow2Options
     mutable_options: ClassVar[frozenset[str] | None] = MUTABLE_OPTIONS
 
@@ -98,6 +103,15 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         self._not_plain = self._host_mask = 0
 
     # Opening
+
+    @classmethod
+    async def create_image(cls, place: ImagePlace, size: int) -> None:
+        """Make an empty image, with QEMU's defaults."""
+        options = CreateOptions(size=size)
+        options.check()
+        await place.make_room(0)
+        async with place.room() as file:
+            await create(options, file)
 
     @classmethod
     def children_of(cls, options: Qcow2Options) -> tuple[ChildReference, ...]:
