@@ -40,8 +40,8 @@ class Allowance(NamedTuple):
     waiting: int
 
 
-SHARED: Final = Allowance(cost=384 * 1024, waiting=16)
-"""In modest company: turns of about 75 us, or of one request that costs more. A disk that takes
+SHARED: Final = Allowance(cost=256 * 1024, waiting=16)
+"""In modest company: turns of about 50 us, or of one request that costs more. A disk that takes
 its time is busy with 16 requests, and another client's waits behind no more than that."""
 
 ALONE: Final = Allowance(cost=4 * 1024 * 1024, waiting=128)
