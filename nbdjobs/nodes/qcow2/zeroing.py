@@ -151,8 +151,10 @@ class Zeroer:
             return begin
         partial = self._partial_compressed(slice_, begin, end)
         if partial is not None:
-            # A compressed cluster has no subclusters: it is written anew.
-            await self._writer.write(partial, _ZEROES[:1])
+            # A compressed cluster has no subclusters: it is written anew, with the first of them
+            # zeroed as a whole, since a crash may come before the others.
+            stop = min(partial + self._geometry.subcluster_size, self._disk_size())
+            await self._writer.write(partial, _ZEROES[: stop - partial])
             return begin
         if self._change_slice(
             slice_, begin, end, is_unmapped=is_unmapped, keeps_unallocated=keeps_unallocated
