@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import struct
 from collections.abc import Callable, Sequence
@@ -353,6 +354,20 @@ def config(data: bytes) -> None:
 _IMAGE: Final = CreateOptions(size=64 * 1024, cluster_size=512)
 
 
+class _SmallFile(LoggedFile):
+    """A file that can grow no further than its file system: images lie about where things are."""
+
+    async def _put(self, offset: int, data: bytes) -> None:
+        if offset + len(data) > 1 << 20:
+            raise NodeError(errno.EFBIG)
+        await super()._put(offset, data)
+
+    async def _truncate(self, size: int) -> None:
+        if size > 1 << 20:
+            raise NodeError(errno.EFBIG)
+        await super()._truncate(size)
+
+
 async def _written_image() -> bytes:
     file = LoggedFile(empty_image(_IMAGE))
     async with opened(file) as device:
@@ -363,7 +378,7 @@ async def _written_image() -> bytes:
 @target([bytes(empty_image(_IMAGE)), asyncio.run(_written_image())])
 def qcow2(data: bytes) -> None:
     """An image is opened, read and written, or refused; who only reads changes nothing."""
-    file = LoggedFile(data)
+    file = _SmallFile(data)
     asyncio.run(_use(file, read_only=True))
     assert file.content == data
     asyncio.run(_use(file))
