@@ -30,22 +30,36 @@ class Written:
     stable_at: int | None = None
 
 
+@dataclass(slots=True)
+class Clock:
+    """Time as the count of what happened."""
+
+    time: int = 0
+
+
 class LoggedFile(Node):
     """The file.
 
     Attributes:
         content: What it holds.
-        time: Counts the beginnings and ends of requests that change it.
+        clock: Counts the beginnings and ends of requests; several files may share one.
         writes: All of them.
     """
 
     driver = "logged"
 
-    def __init__(self, content: bytes | bytearray, *, seed: int = 0, name: str = "file"):
+    def __init__(
+        self,
+        content: bytes | bytearray,
+        *,
+        seed: int = 0,
+        name: str = "file",
+        clock: Clock | None = None,
+    ):
         super().__init__(name, NodeConfig(can_unmap=True))
         self.content = bytearray(content)
         self.before = bytes(content)
-        self.time = 0
+        self.clock = clock or Clock()
         self.writes: list[Written] = []
         self._random = Random(seed)
 
@@ -58,8 +72,8 @@ class LoggedFile(Node):
         return len(self.content)
 
     def tick(self) -> int:
-        self.time += 1
-        return self.time
+        self.clock.time += 1
+        return self.clock.time
 
     async def _wander(self) -> None:
         """Let others go first, or not."""

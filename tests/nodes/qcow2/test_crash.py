@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.qcow2.check import Fix
 from nbdjobs.nodes.qcow2.constants import Incompatible
 from nbdjobs.nodes.qcow2.create import CreateOptions, empty_image
@@ -79,6 +80,8 @@ async def client(device: Any, file: LoggedFile, history: History, random: Random
             history.flushes.append((started, file.tick()))
             continue
         content = random.randbytes(length) if kind == "write" else bytes(length)
+        if kind == "compressed" and image_of(device).header.has_data_file:
+            kind = "zero"
         if kind == "compressed":
             size = image_of(device).cluster_size
             begin, length = begin // size * size, size
@@ -90,7 +93,7 @@ async def client(device: Any, file: LoggedFile, history: History, random: Random
         elif kind == "compressed":
             await image_of(device).pwrite_compressed(begin, memoryview(content))
         elif kind == "discard":
-            # Ragged ends keep their content, so what may be there is told after looking.
+            # By itself it may leave anything of the old content.
             await device.pwrite_zeroes(begin, length, may_unmap=True)
             await device.pdiscard(begin, length)
         else:
@@ -98,19 +101,39 @@ async def client(device: Any, file: LoggedFile, history: History, random: Random
         change.ended = file.tick()
 
 
-async def look_at(image: bytes, backing: bytes | None, time: int, history: History) -> None:
+async def look_at(
+    image: bytes, data: bytes | None, backing: bytes | None, time: int, history: History
+) -> None:
     file = LoggedFile(image)
     if Header.parse(image).incompatible & Incompatible.DIRTY:
         await checked(file, Fix.ALL)
     found = await checked(file)
     assert not found.corruptions, found.messages
-    nodes = [] if backing is None else [MemoryNode(backing, name="base")]
-    more: dict[str, Any] = {} if backing is None else {"backing": "base"}
-    async with opened(file, *nodes, read_only=True, **more) as device:
-        content = await content_of(device)
+    async with opened(file, *others(data, backing), read_only=True, **named(data, backing)) as disk:
+        content = await content_of(disk)
     for sector in range(DISK // SECTOR):
         part = content[sector * SECTOR : (sector + 1) * SECTOR]
         assert part in history.may_hold(sector, time), f"sector {sector} at {time}"
+
+
+def others(data: bytes | None, backing: bytes | None) -> list[Node]:
+    """The nodes beside the image file."""
+    nodes: list[Node] = []
+    if data is not None:
+        nodes.append(LoggedFile(data, name="data"))
+    if backing is not None:
+        nodes.append(MemoryNode(backing, name="base"))
+    return nodes
+
+
+def named(data: bytes | None, backing: bytes | None) -> dict[str, Any]:
+    """Options that name them."""
+    options = {}
+    if data is not None:
+        options["data_file"] = "data"
+    if backing is not None:
+        options["backing"] = "base"
+    return options
 
 
 IMAGES = {
@@ -119,6 +142,7 @@ IMAGES = {
     "512": CreateOptions(size=DISK, cluster_size=512, refcount_bits=64),
     "subclusters": CreateOptions(size=DISK, cluster_size=16384, is_extended=True),
     "version 2": CreateOptions(size=DISK, version=2, cluster_size=1024),
+    "data file": CreateOptions(size=DISK, cluster_size=512, data_file="named by the option"),
     "late refcounts": CreateOptions(size=DISK, cluster_size=512, refcount_bits=32, is_lazy=True),
 }
 
@@ -134,10 +158,13 @@ def test_a_crash_at_any_instant_loses_nothing_that_was_flushed(
 
     async def run() -> None:
         file = LoggedFile(empty_image(IMAGES[name]), seed=seed)
-        nodes = [] if backing is None else [MemoryNode(backing, name="base")]
-        more: dict[str, Any] = {} if backing is None else {"backing": "base"}
+        empty = bytes(DISK) if IMAGES[name].data_file else None
+        nodes = others(None, backing)
+        if empty is not None:
+            nodes.append(LoggedFile(empty, seed=seed + 100, name="data", clock=file.clock))
         history = History(backing or bytes(DISK))
         # So small that tables have to be written before a flush.
+        more = named(empty, backing)
         more |= {"l2_cache_size": 512, "l2_cache_entry_size": 512, "refcount_cache_size": 512}
         async with opened(file, *nodes, pass_discard_other=True, **more) as device:
             clients = (client(device, file, history, random) for _ in range(CLIENTS))
@@ -145,7 +172,10 @@ def test_a_crash_at_any_instant_loses_nothing_that_was_flushed(
         last = file.tick()
         for _ in range(CRASHES):
             time = random.randrange(last + 1)
-            await look_at(file.after_crash(time, random), backing, time, history)
+            image = file.after_crash(time, random)
+            files = [node for node in nodes if isinstance(node, LoggedFile)]
+            data = files[0].after_crash(time, random) if files else None
+            await look_at(image, data, backing, time, history)
         found = await checked(file)
         assert (found.corruptions, found.leaks) == (0, 0), found.messages
 
@@ -169,7 +199,7 @@ def test_a_crash_while_the_refcount_table_moves_loses_nothing() -> None:
                 flushed.append((file.tick(), begin + (1 << 18)))
         assert Header.parse(bytes(file.content)).refcount_table_clusters > 1
         for _ in range(30):
-            time = random.randrange(file.time)
+            time = random.randrange(file.clock.time)
             image = LoggedFile(file.after_crash(time, random))
             found = await checked(image)
             assert not found.corruptions, found.messages
