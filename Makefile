@@ -59,7 +59,8 @@ fuzz: $(VENV)/.ready-dev
 	@$(PYTHON) -c "import atheris" 2>/dev/null || $(PYTHON) -m pip install --quiet atheris || true
 	$(PYTHON) -m tests.fuzz $(FUZZ_ARGS)
 
-soak: $(VENV)/.ready-dev
+soak: interop-tools
+	@$(MAKE) --no-print-directory $(VENV)/.ready-dev
 	$(PYTHON) -m tests.soak $(SOAK_ARGS)
 
 lint: $(VENV)/.ready-dev
