@@ -153,7 +153,7 @@ class _Plan:
         config: NodeConfig,
     ) -> None:
         edge = node.edges.get(name)
-        current: Node | None = edge.node if edge is not None else None
+        current = _own_child(edge.node) if edge is not None else None
         is_inline = current is not None and current.inline_parent is node
         if isinstance(reference, BlockdevOptions):
             if current is None or not is_inline:
@@ -164,11 +164,14 @@ class _Plan:
             new = self._find_child(node, name, reference, current)
             if new is current and is_inline:
                 self._add(new, _given(new), inherited(config))
-        if edge is None or new is not current or edge.role is not role:
+        if edge is not None and new is current:
+            new = edge.node  # with the filters that jobs have put there
+        if edge is None or edge.node is not new or edge.role is not role:
             self._children[node, name] = _ChildChange(self._graph, node, name, new, role)
 
     def _find_child(self, node: Node, name: str, reference: str, current: Node | None) -> Node:
-        if current is not None and current.name == reference:
+        edge = node.edges.get(name)
+        if current is not None and edge is not None and reference in (current.name, edge.node.name):
             return current
         if name not in _EXCHANGEABLE:
             raise _cannot_change(name)
@@ -281,6 +284,15 @@ class _ChildChange:
             self._parent.edges[self._name] = edge
         if self.old is not None and self._was_inline:
             self.old.inline_parent = self._parent
+
+
+def _own_child(node: Node) -> Node:
+    """The child that options speak of: a job's filter shows it, and goes with the job."""
+    while (below := node.filtered) is not None:
+        if isinstance(node, DriverNode) and node.given is not None:
+            break
+        node = below
+    return node
 
 
 def _given(node: Node) -> BlockdevOptions:
