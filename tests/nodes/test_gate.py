@@ -15,11 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbdjobs.errors import CommandError, NodeError
+from nbdjobs.errors import NodeError
 from nbdjobs.nodes.config import NO_LIMITS, CacheMode, DetectZeroes, Limits, NodeConfig
 from nbdjobs.nodes.gate import is_zero
 from nbdjobs.nodes.node import Node
-from nbdjobs.nodes.op_blockers import BlockOp
 from nbdjobs.nodes.rounding import round_down, round_up
 from nbdjobs.nodes.status import DATA, HOLE, BlockStatus
 from tests.nodes.faults import MemoryNode, Op, Request
@@ -573,20 +572,6 @@ def test_caching_goes_down_to_the_storage() -> None:
     use(make_graph(disk, layer), layer, disk)
     run(layer.cache(512, 1024))
     assert cached == [(512, 1024)]
-
-
-def test_the_operations_that_a_use_rules_out_are_refused_with_its_reason() -> None:
-    node = MemoryNode(name="s")
-    reason = "block device is in use by block job: backup"
-    node.op_blockers.add(reason, allowed=frozenset({BlockOp.BACKUP_SOURCE}))
-    node.op_blockers.add(reason)
-    node.op_blockers.remove(reason)
-    node.op_blockers.check(BlockOp.BACKUP_SOURCE)
-    with pytest.raises(CommandError) as refusal:
-        node.op_blockers.check(BlockOp.RESIZE)
-    assert refusal.value.description == f"Node 's' is busy: {reason}"
-    node.op_blockers.remove(reason)
-    node.op_blockers.check(BlockOp.RESIZE)
 
 
 def test_a_copy_that_the_storage_cannot_do_is_left_to_the_caller() -> None:
