@@ -15,13 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes import permissions
-from nbdjobs.nodes.crypto.algorithms import (
-    QCryptoCipherAlgorithm,
-    QCryptoCipherMode,
-    QCryptoHashAlgorithm,
-    QCryptoIVGenAlgorithm,
-)
-from nbdjobs.nodes.crypto.creation import LuksCreateOptions, create_luks
+from nbdjobs.nodes.crypto.creation import LuksCreateOptions, create_luks, new_volume
+from nbdjobs.nodes.crypto.luks import FilledSlot
 from nbdjobs.nodes.device import Device
 from nbdjobs.nodes.drivers import DRIVERS
 from nbdjobs.nodes.file import FileNode
@@ -33,7 +28,7 @@ from nbdjobs.nodes.options import BlockdevOptions, BlockdevRef
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.preallocation import Preallocation
 from nbdjobs.nodes.qcow2 import create as qcow2
-from nbdjobs.nodes.qcow2.constants import CompressionType
+from nbdjobs.nodes.qcow2.constants import CompressionType, Encryption
 from nbdjobs.qapi.types import INT64_MAX, Size, flat_union
 
 if TYPE_CHECKING:
@@ -73,20 +68,36 @@ class BlockdevCreateOptionsFile(BlockdevCreateOptions):
     extent_size_hint: Size = 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockdevCreateOptionsLUKS(BlockdevCreateOptions):
-    """A new LUKS volume (QAPI `BlockdevCreateOptionsLUKS`); see `crypto.creation`."""
+@dataclass(frozen=True, kw_only=True)
+class BlockdevCreateOptionsLUKS(BlockdevCreateOptions, LuksCreateOptions):
+    """A new LUKS volume (QAPI `BlockdevCreateOptionsLUKS`)."""
 
-    key_secret: str | None = None
-    cipher_alg: QCryptoCipherAlgorithm | None = None
-    cipher_mode: QCryptoCipherMode | None = None
-    ivgen_alg: QCryptoIVGenAlgorithm | None = None
-    ivgen_hash_alg: QCryptoHashAlgorithm | None = None
-    hash_alg: QCryptoHashAlgorithm | None = None
-    iter_time: int | None = None
     file: BlockdevRef
     size: Size
     preallocation: Preallocation = Preallocation.OFF
+
+
+@flat_union(
+    "format",
+    lambda: {"luks": QCryptoBlockCreateOptionsLUKS, "qcow": QCryptoBlockCreateOptionsQCow},
+)
+@dataclass(frozen=True, kw_only=True)
+class QCryptoBlockCreateOptions:
+    """How data is encrypted in a new image."""
+
+    format: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class QCryptoBlockCreateOptionsQCow(QCryptoBlockCreateOptions):
+    """By the older AES method, with the password of a secret."""
+
+    key_secret: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QCryptoBlockCreateOptionsLUKS(QCryptoBlockCreateOptions, LuksCreateOptions):
+    """As LUKS volumes are."""
 
 
 class Qcow2Version(StrEnum):
@@ -108,6 +119,7 @@ class BlockdevCreateOptionsQcow2(BlockdevCreateOptions):
     version: Qcow2Version = Qcow2Version.V3
     backing_file: str | None = None
     backing_fmt: BlockdevDriver | None = None
+    encrypt: QCryptoBlockCreateOptions | None = None
     cluster_size: Size = qcow2.DEFAULT_CLUSTER_SIZE
     preallocation: Preallocation = Preallocation.OFF
     lazy_refcounts: bool = False
@@ -153,15 +165,9 @@ async def _create_file(graph: Graph, options: BlockdevCreateOptionsFile) -> None
 
 
 async def _create_luks(graph: Graph, options: BlockdevCreateOptionsLUKS) -> None:
-    named = ("key_secret", "cipher_alg", "cipher_mode", "ivgen_alg", "ivgen_hash_alg", "hash_alg")
-    given: dict[str, Any] = {
-        name: value
-        for name in (*named, "iter_time")
-        if (value := getattr(options, name)) is not None
-    }
     async with _open_for_creation(graph, options.file) as file:
         size = _signed(options.size)
-        volume = await create_luks(file, LuksCreateOptions(**given), size, graph.secrets)
+        volume = await create_luks(file, options, size, graph.secrets)
         if options.preallocation in (Preallocation.FALLOC, Preallocation.FULL):
             start = volume.header.payload_offset
             await qcow2.fill(options.preallocation, file, start, size)
@@ -171,15 +177,29 @@ async def _create_luks(graph: Graph, options: BlockdevCreateOptionsLUKS) -> None
 async def _create_qcow2(graph: Graph, options: BlockdevCreateOptionsQcow2) -> None:
     async with _open_for_creation(graph, options.file) as file:
         if options.data_file is None:
-            await _format_qcow2(options, file, None)
+            await _format_qcow2(graph, options, file, None)
         else:
             async with _open_for_creation(graph, options.data_file) as data_file:
-                await _format_qcow2(options, file, data_file)
+                await _format_qcow2(graph, options, file, data_file)
+
+
+async def _find_encryption(
+    graph: Graph, options: BlockdevCreateOptionsQcow2
+) -> tuple[Encryption, FilledSlot | None]:
+    """The method, and for LUKS the first key."""
+    match options.encrypt:
+        case QCryptoBlockCreateOptionsLUKS() as chosen:
+            return Encryption.LUKS, await new_volume(chosen, graph.secrets, prefix="encrypt.")
+        case QCryptoBlockCreateOptionsQCow(key_secret=name):
+            graph.secrets.find_required_password(name, "encrypt.")
+            return Encryption.AES, None
+    return Encryption.NONE, None
 
 
 async def _format_qcow2(
-    options: BlockdevCreateOptionsQcow2, file: Node, data_file: Node | None
+    graph: Graph, options: BlockdevCreateOptionsQcow2, file: Node, data_file: Node | None
 ) -> None:
+    encryption, keys = await _find_encryption(graph, options)
     created = qcow2.CreateOptions(
         size=_signed(options.size),
         version=2 if options.version is Qcow2Version.V2 else 3,
@@ -193,6 +213,8 @@ async def _format_qcow2(
         data_file=None if data_file is None else data_file.filename,
         is_data_file_raw=options.data_file_raw,
         compression=options.compression_type,
+        encryption=encryption,
+        keys=keys,
     )
     await qcow2.create(created, file, data_file)
 

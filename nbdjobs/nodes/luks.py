@@ -79,9 +79,7 @@ class LuksNode(DriverNode[LuksOptions]):
 
     def bind(self, graph: Graph) -> None:
         """Find the password."""
-        if self._options.key_secret is None:
-            raise CommandError("Parameter 'key-secret' is required for cipher")
-        self._password = graph.secrets.find_password(self._options.key_secret)
+        self._password = graph.secrets.find_required_password(self._options.key_secret)
 
     async def load(self) -> tuple[ChildReference, ...]:
         """Read the header, and find the key with the password, which is then forgotten."""

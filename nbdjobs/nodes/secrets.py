@@ -37,6 +37,17 @@ class Secrets:
             raise CommandError(f"Object with id '{name}' is not a secret")
         return content
 
+    def find_required_password(self, name: str | None, prefix: str = "") -> bytes:
+        """Like `find_password`, where something encrypted cannot do without.
+
+        Args:
+            name: What the option `key-secret` says.
+            prefix: What stands before the name of that option, such as "encrypt.".
+        """
+        if name is None:
+            raise CommandError(f"Parameter '{prefix}key-secret' is required for cipher")
+        return self.find_password(name)
+
     def find_password(self, name: str) -> bytes:
         """The content of a secret that has to be text: UTF-8 without zero bytes.
 

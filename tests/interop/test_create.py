@@ -140,6 +140,15 @@ SCENARIOS: Final[dict[str, Sequence[Step]]] = {
         create("luks", file="f", size=MIB, key_secret="missing"),
         create("luks", file="missing", size=MIB, key_secret="word"),
         create("luks", file="f", key_secret="word"),
+        create("luks", file="f", size=MIB, key_secret="word", cipher_alg="3des"),
+        *(qcow2(encrypt={"format": method}) for method in ("luks", "qcow", "aes")),
+        *(
+            qcow2(encrypt={"format": method, "key-secret": "missing"})
+            for method in ("luks", "qcow")
+        ),
+        qcow2(encrypt={"format": "luks", "key-secret": "word", "cipher-alg": "3des"}),
+        qcow2(encrypt={"format": "qcow", "key-secret": "word"}),
+        qcow2(encrypt={"format": "qcow", "key-secret": "word"}, version="v2"),
     ],
 }
 

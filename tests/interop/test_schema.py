@@ -168,7 +168,6 @@ THEIRS: Final[Mapping[str, str]] = {
     "nbd-server-start arg.addr.type.fd": "needs a way to hand descriptors over",
     "nbd-server-start arg.addr.type.vsock": _EMULATOR,
     "query-blockstats ret.*.driver-specific.driver.*": "a word that no node answers with",
-    "blockdev-create arg.*.qcow2.encrypt": "comes with the creation of encrypted images",
     "query-* ret.*.dirty-bitmaps": _BITMAPS,
     "query-* ret.*.image.format-specific.type.qcow2.data.bitmaps": _BITMAPS,
     "query-* ret.*.image.format-specific.type.rbd": _NETWORK,

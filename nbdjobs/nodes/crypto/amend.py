@@ -26,9 +26,9 @@ class QCryptoBlockLUKSKeyslotState(StrEnum):
     INACTIVE = "inactive"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LuksAmendOptions:
-    """A change of passwords.
+    """A change of passwords (QAPI `QCryptoBlockAmendOptionsLUKS`).
 
     Attributes:
         state: To put a password in, or to take some out.
@@ -88,13 +88,8 @@ async def _add(
         raise CommandError("'old-secret' must not be given when activating keyslots")
     number = _slot_to_fill(volume, options.keyslot, is_forced)
     secret = key_secret if options.secret is None else options.secret
-    if secret is None:
-        raise CommandError("Parameter 'key-secret' is required for cipher")
-    old, new = secrets.find_password(secret), secrets.find_password(options.new_secret)
-    try:
-        master_key = await volume.master_key(old)
-    except CommandError as error:
-        raise CommandError(f"Failed to retrieve the master key: {error}") from error
+    new = secrets.find_password(options.new_secret)
+    master_key = await volume.master_key(secrets.find_required_password(secret))
     iter_time = DEFAULT_ITER_TIME if options.iter_time is None else options.iter_time
     fill = partial(luks.fill_slot, volume.header, number, master_key, new, iter_time)
     await volume.store(await in_thread(fill))

@@ -31,9 +31,9 @@ from nbdjobs.qapi.types import INT64_MAX
 DEFAULT_ITER_TIME: Final = 2000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LuksCreateOptions:
-    """What a new volume is like.
+    """What a new volume is like (QAPI `QCryptoBlockCreateOptionsLUKS`).
 
     Attributes:
         key_secret: Name of the object with its first password.
@@ -64,17 +64,22 @@ class LuksCreateOptions:
         return spec
 
 
-async def new_volume(options: LuksCreateOptions, secrets: Secrets) -> FilledSlot:
+async def new_volume(
+    options: LuksCreateOptions, secrets: Secrets, *, prefix: str = ""
+) -> FilledSlot:
     """Make the header and the first key of a new volume, writing nothing yet.
 
     The header tells how much room it needs with its keys: `payload_offset`.
 
+    Args:
+        options: What the volume is like.
+        secrets: Where the password is.
+        prefix: What the names of options begin with for the user.
+
     Raises:
         CommandError: The options do not fit, in QEMU's words.
     """
-    if options.key_secret is None:
-        raise CommandError("Parameter 'key-secret' is required for cipher")
-    password = secrets.find_password(options.key_secret)
+    password = secrets.find_required_password(options.key_secret, prefix)
     spec = options.spec
     hash_named(options.hash_alg)
     make = partial(luks.new_volume, spec, options.hash_alg, password, options.iter_time)

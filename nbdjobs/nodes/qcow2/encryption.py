@@ -81,9 +81,8 @@ async def open_cipher(
         raise CommandError(
             f"Header reported '{name}' encryption format but options specify '{given.format}'"
         )
-    if not isinstance(given, QCryptoBlockOptions) or given.key_secret is None:
-        raise CommandError("Parameter 'encrypt.key-secret' is required for cipher")
-    password = secrets.find_password(given.key_secret)
+    key_secret = given.key_secret if isinstance(given, QCryptoBlockOptions) else None
+    password = secrets.find_required_password(key_secret, "encrypt.")
     if method is Encryption.AES:
         return PayloadCipher(qcow_cipher(password))
     volume = await _find_volume(header, files)

@@ -157,7 +157,7 @@ REFUSALS: Final[list[tuple[str, dict[str, object], str]]] = [
     (
         "active",
         {"secret": "other"},
-        "Failed to retrieve the master key: Invalid password, cannot unlock any keyslot",
+        "Invalid password, cannot unlock any keyslot",
     ),
     (
         "inactive",
