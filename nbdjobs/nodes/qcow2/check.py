@@ -218,7 +218,7 @@ class _Check:
             if count > 1:
                 self._report_block(blocks[cluster], count)
                 self._result.corruptions_fixed += 1
-                refcounts.drop_block(blocks[cluster])
+                refcounts.blocks.drop(blocks[cluster])
         await self._add_blocks(refcounts)
 
     async def _add_blocks(self, refcounts: Refcounts) -> None:
@@ -230,7 +230,7 @@ class _Check:
                 raise NodeError(errno.EFBIG, "the refcount table is too small for the file")
             if not refcounts.table[index]:
                 await self._files.write(end * size, bytes(size))
-                refcounts.add_block(index, end)
+                refcounts.blocks.add(index, end)
                 end += 1
             index += 1
         self._references.end = max(end * size, self._references.end)

@@ -8,8 +8,9 @@ import asyncio
 from dataclasses import replace
 from typing import Any, Final, Self
 
-from nbdjobs.errors import CommandError
+from nbdjobs.errors import CommandError, NodeError
 from nbdjobs.nodes.node import Node
+from nbdjobs.nodes.qcow2.errors import CorruptionError
 from nbdjobs.nodes.qcow2.files import Files
 from nbdjobs.nodes.qcow2.header import V2_LENGTH, V3_LENGTH, Header
 
@@ -30,7 +31,8 @@ class HeaderFile:
     def __init__(self, files: Files, header: Header, packed: bytes):
         self.header = header
         self._files = files
-        self._fixed = packed[: V2_LENGTH if header.version == 2 else V3_LENGTH]
+        self._packed = packed.rstrip(b"\0")
+        self._fixed_length = V2_LENGTH if header.version == 2 else V3_LENGTH
         self._lock = asyncio.Lock()
 
     @classmethod
@@ -50,22 +52,42 @@ class HeaderFile:
         A change of numbers alone is one write within a sector: after a crash it is there or not.
 
         Raises:
-            NodeError: It cannot be written; which header the file has is not known then.
+            NodeError: It cannot be written; the old one is in force.
+            CorruptionError: Nor can the old one be written again: nobody knows which is there.
             CommandError: The header gets too large; nothing was written.
         """
         async with self._lock:
             header = replace(self.header, **fields)
-            packed = bytearray(header.pack())
+            packed = header.pack()
             if not _LAID_OUT & fields.keys():
-                del packed[len(self._fixed) :]
-                # The file may have its name elsewhere than `pack` puts it.
-                packed[_NAME_FIELDS] = self._fixed[_NAME_FIELDS]
-                if header.version > 2:
-                    packed[_LENGTH_FIELD] = self._fixed[_LENGTH_FIELD]
-            await self._files.write(0, bytes(packed))
-            await self._files.file.flush()
+                packed = self._with_places_kept(packed)
+            try:
+                await self._write(packed)
+            except NodeError as error:
+                await self._restore(len(packed), error)
+                raise
             self.header = header
-            self._fixed = bytes(packed[: len(self._fixed)])
+            self._packed = packed + self._packed[len(packed) :]
+
+    def _with_places_kept(self, packed: bytes) -> bytes:
+        """The fixed fields, but those that say where what follows is as they are in the file."""
+        fixed = bytearray(packed[: self._fixed_length])
+        # The file may have its name elsewhere than `pack` puts it.
+        fixed[_NAME_FIELDS] = self._packed[_NAME_FIELDS]
+        if self._fixed_length == V3_LENGTH:
+            fixed[_LENGTH_FIELD] = self._packed[_LENGTH_FIELD]
+        return bytes(fixed)
+
+    async def _write(self, packed: bytes) -> None:
+        await self._files.write(0, packed)
+        await self._files.file.flush()
+
+    async def _restore(self, length: int, reason: NodeError) -> None:
+        """Write what was there, since the failed write may have reached the file in part."""
+        try:
+            await self._write(self._packed[:length].ljust(length, b"\0"))
+        except NodeError as error:
+            raise CorruptionError(f"The image header cannot be written: {reason}") from error
 
 
 async def read_first_cluster(file: Node) -> bytes:

@@ -662,5 +662,5 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         incompatible = self.header.incompatible | Incompatible.CORRUPT
         try:
             await self._header.change(incompatible=incompatible)
-        except NodeError as failure:
+        except (NodeError, CorruptionError) as failure:
             logger.error("%s cannot be marked as corrupt: %s", self.name, failure)
