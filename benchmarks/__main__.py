@@ -117,7 +117,7 @@ class Run:
         found: dict[str, dict[str, list[float]]] = {
             row.key: defaultdict(list) for row in group.rows
         }
-        able = [peer for peer in self._peers if peer.has_qmp or not group.needs_qmp]
+        able = [peer for peer in self._peers if group.can_take_part(peer)]
         self._bench.images.warm()
         for _ in range(self._rounds):
             for peer in able:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import fio
+from benchmarks.images import create_qcow2, format_of
 from benchmarks.peers import Peer, Server, Transport, serving
 from tests.interop.qmp_client import QmpClient
 
@@ -45,9 +46,10 @@ class Duration:
     stable_s: float
 
 
-def duration(peer: Peer, source: Path, directory: Path) -> Duration:
-    """Measure a full backup."""
-    with _daemon(peer, source, directory) as (_, qmp), _target(qmp, source, directory):
+def duration(peer: Peer, source: Path, directory: Path, *, to_qcow2: bool = False) -> Duration:
+    """Measure a full backup to a new image, raw or qcow2."""
+    target = directory / ("target.qcow2" if to_qcow2 else "target.img")
+    with _daemon(peer, source, directory) as (_, qmp), _target(qmp, source, target):
         began = time.perf_counter()
         _start(qmp, speed=0)
         completed = qmp.wait_event("BLOCK_JOB_COMPLETED")
@@ -88,7 +90,8 @@ def first_writes_meanwhile(peer: Peer, source: Path, directory: Path) -> fio.Res
 def _during_a_backup(
     peer: Peer, source: Path, directory: Path, load: Callable[[str], fio.Result]
 ) -> fio.Result:
-    with _daemon(peer, source, directory) as (server, qmp), _target(qmp, source, directory):
+    target = directory / "target.img"
+    with _daemon(peer, source, directory) as (server, qmp), _target(qmp, source, target):
         _start(qmp, speed=LIMITED_SPEED)
         result = load(server.address.uri)
         running = [job["status"] for job in qmp.execute("query-jobs")]
@@ -112,16 +115,19 @@ def _daemon(peer: Peer, source: Path, directory: Path) -> Iterator[tuple[Server,
 
 
 @contextmanager
-def _target(qmp: QmpClient, source: Path, directory: Path) -> Iterator[None]:
+def _target(qmp: QmpClient, source: Path, path: Path) -> Iterator[None]:
     """Add a new, empty target, and remove its file afterwards."""
-    path = directory / "target.img"
+    size = source.stat().st_size
     _warm_memory(path, source.stat().st_blocks * 512)
-    with path.open("wb") as file:
-        file.truncate(source.stat().st_size)
+    if format_of(path) == "qcow2":
+        create_qcow2(path, size)
+    else:
+        with path.open("wb") as file:
+            file.truncate(size)
     file_node = {"driver": "file", "filename": str(path), "discard": "unmap"}
-    options = {"driver": "raw", "node-name": "target0", "file": file_node, "discard": "unmap"}
+    own = {"driver": format_of(path), "node-name": "target0", "discard": "unmap"}
     try:
-        qmp.execute("blockdev-add", options)
+        qmp.execute("blockdev-add", {**own, "file": file_node})
         yield
     finally:
         os.unlink(path)

@@ -27,6 +27,7 @@ class Load:
         depth: Requests in flight on each connection.
         connections: Clients at the same time, each with its own connection.
         read_percentage: Share of reads for randrw.
+        never_twice: Every block comes at most once, which costs fio a map.
     """
 
     pattern: str
@@ -34,6 +35,7 @@ class Load:
     depth: int
     connections: int = 1
     read_percentage: int = 70
+    never_twice: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,8 @@ def _run(load: Load, uri: str, size: int, extent: list[str], directory: Path) ->
         *(f"--bs={load.block_size}", f"--iodepth={load.depth}", f"--numjobs={load.connections}"),
         *(f"--rwmixread={load.read_percentage}", f"--size={size}", f"--randseed={SEED}"),
         # The map of blocks already written costs fio time, and no peer more than another.
-        *("--norandommap", "--group_reporting", *extent),
+        *([] if load.never_twice else ["--norandommap"]),
+        *("--group_reporting", *extent),
         *("--output-format=json", f"--output={output}"),
     ]
     finished = subprocess.run(

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The nbdjobs authors
 # SPDX-License-Identifier: Apache-2.0
-"""The servers that are compared: how each is started on a raw file, and how it is reached."""
+"""The servers that are compared: how each is started on an image, and how it is reached."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Final
+
+from benchmarks.images import format_of
 
 EXPORT: Final = "disk0"
 LOCALHOST: Final = "127.0.0.1"
@@ -89,6 +91,7 @@ class Peer:
         serving: The options that serve a file at an address.
         version_command: Prints its version on the first line.
         has_qmp: Whether it takes qemu-storage-daemon's command line and QMP commands.
+        knows_qcow2: Whether it serves the disk in a qcow2 image.
     """
 
     name: str
@@ -96,9 +99,10 @@ class Peer:
     serving: CommandLine
     version_command: tuple[str, ...]
     has_qmp: bool = False
+    knows_qcow2: bool = True
 
     def command_line(self, image: Path, address: Address) -> list[str]:
-        """Return the whole command that serves a raw file, writable."""
+        """Return the whole command that serves an image, writable."""
         return [*self.command, *self.serving(image, address)]
 
     def version(self) -> str:
@@ -122,7 +126,7 @@ def storage_daemon_options(image: Path, address: Address, aio: str = "") -> list
         listen = f"addr.type=inet,addr.host={LOCALHOST},addr.port={address.port}"
     return [
         *("--blockdev", f"driver=file,node-name=file0,filename={image},discard=unmap{aio}"),
-        *("--blockdev", "driver=raw,node-name=disk0,file=file0,discard=unmap"),
+        *("--blockdev", f"driver={format_of(image)},node-name=disk0,file=file0,discard=unmap"),
         *("--nbd-server", f"{listen},max-connections={MAX_CONNECTIONS}"),
         *("--export", f"type=nbd,id=export0,node-name=disk0,name={EXPORT},writable=on"),
     ]
@@ -135,7 +139,7 @@ def qemu_nbd_options(image: Path, address: Address) -> list[str]:
     else:
         listen = [f"--bind={LOCALHOST}", f"--port={address.port}"]
     shared = [f"--shared={MAX_CONNECTIONS}", "--persistent", "--discard=unmap"]
-    return [*listen, *shared, f"--export-name={EXPORT}", "--format=raw", str(image)]
+    return [*listen, *shared, f"--export-name={EXPORT}", f"--format={format_of(image)}", str(image)]
 
 
 def nbdkit_options(image: Path, address: Address) -> list[str]:
@@ -185,6 +189,7 @@ def peers(scratch: Path) -> list[Peer]:
             ("nbdkit", "--foreground", "--exit-with-parent"),
             nbdkit_options,
             ("nbdkit", "--version"),
+            knows_qcow2=False,
         ),
     ]
     return [peer for peer in candidates if shutil.which(peer.command[0])]

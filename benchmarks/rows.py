@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import backup, fio, memory
-from benchmarks.images import Images
+from benchmarks.images import Images, create_qcow2, disk_size
 from benchmarks.peers import Peer, Transport, serving
 
 KIB: Final = 1 << 10
@@ -74,11 +74,18 @@ class Group:
         rows: At least one.
         measure: Makes one measurement on one peer.
         needs_qmp: Only peers with QMP can take part.
+        needs_qcow2: Only peers that know the format can.
     """
 
     rows: tuple[Row, ...]
     measure: Measure
     needs_qmp: bool = False
+    needs_qcow2: bool = False
+
+    def can_take_part(self, peer: Peer) -> bool:
+        """Whether a peer has what is needed."""
+        has_qmp = peer.has_qmp or not self.needs_qmp
+        return has_qmp and (peer.knows_qcow2 or not self.needs_qcow2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +128,18 @@ WORKLOADS: Final = (
 )
 
 
+#: On an image in which every cluster is allocated.
+QCOW2_WORKLOADS: Final = (
+    Workload("4 KiB random reads, depth 16", fio.Load("randread", 4 * KIB, 16)),
+    Workload("4 KiB random writes, depth 16", fio.Load("randwrite", 4 * KIB, 16)),
+    Workload("1 MiB sequential reads, depth 4", fio.Load("read", MIB, 4), "MiB/s"),
+)
+
+#: On an image in which nothing is.
+ALLOCATING: Final = fio.Load("randwrite", 64 * KIB, 16, never_twice=True)
+ALLOCATED_SIZE: Final = 512 * MIB
+
+
 def groups() -> Iterator[Group]:
     """Yield everything that can be measured, in the table's order."""
     for transport in Transport:
@@ -131,12 +150,18 @@ def groups() -> Iterator[Group]:
                 cost = f"{title}, the server's processor time for one"
                 rows = (*rows, Row(cost, "µs", "cost", Better.LOWER, target=None))
             yield Group(rows, partial(_serve_load, load=work.load, transport=transport))
+    for work in QCOW2_WORKLOADS:
+        row = Row(f"qcow2: {work.title}", work.unit, key=work.unit)
+        yield Group((row,), partial(_serve_qcow2, load=work.load), needs_qcow2=True)
+    row = Row("qcow2: 64 KiB random writes to new clusters, depth 16", "MiB/s", key="MiB/s")
+    yield Group((row,), _serve_new_qcow2, needs_qcow2=True)
     for content in ("random", "sparse"):
         rows = (
             Row(f"backup raw to raw, {content} disk, until completed", "MiB/s", key="completed"),
             Row(f"backup raw to raw, {content} disk, until stable", "MiB/s", key="stable"),
         )
         yield Group(rows, partial(_back_up, content=content), needs_qmp=True)
+    yield from _backups_to_qcow2()
     yield Group(
         (
             Row("4 KiB random writes during a backup", "IOPS", key="iops", target=1.5),
@@ -163,6 +188,20 @@ def groups() -> Iterator[Group]:
         yield Group(_memory_rows(title), partial(_use_memory, connections=connections))
 
 
+def _backups_to_qcow2() -> Iterator[Group]:
+    rows = (
+        Row("backup raw to qcow2, random disk, until completed", "MiB/s", key="completed"),
+        Row("backup raw to qcow2, random disk, until stable", "MiB/s", key="stable"),
+    )
+    yield Group(rows, partial(_back_up, content="random", to_qcow2=True), needs_qmp=True)
+    title = "backup raw to qcow2, 64 GiB with 256 MiB of data"
+    rows = (
+        Row(f"{title}, until completed", "s", key="completed_s", better=Better.LOWER),
+        Row(f"{title}, until stable", "s", key="stable_s", better=Better.LOWER),
+    )
+    yield Group(rows, partial(_back_up, content="empty", to_qcow2=True), needs_qmp=True)
+
+
 def _memory_rows(title: str) -> tuple[Row, ...]:
     limit = 60.0 if title == "idle" else None
     resident = Row(f"memory, {title}", "MiB RSS", "Rss", Better.LOWER, target=None, limit=limit)
@@ -182,11 +221,42 @@ def _serve_load(
     return {"IOPS": result.iops, "MiB/s": result.bytes_per_s / MIB, "cost": cost}
 
 
-def _back_up(bench: Bench, peer: Peer, *, content: str) -> dict[str, float]:
-    source = bench.images.random if content == "random" else bench.images.sparse
-    took = backup.duration(peer, source, bench.directory)
+def _serve_qcow2(bench: Bench, peer: Peer, *, load: fio.Load) -> dict[str, float]:
+    image = bench.images.qcow2
+    with serving(peer, image, Transport.UNIX, bench.directory) as server:
+        uri, size = server.address.uri, disk_size(image)
+        result = fio.run_for(load, uri, size, bench.seconds, bench.directory)
+    return {"IOPS": result.iops, "MiB/s": result.bytes_per_s / MIB}
+
+
+def _serve_new_qcow2(bench: Bench, peer: Peer) -> dict[str, float]:
+    image = bench.directory / "new.qcow2"
+    create_qcow2(image, ALLOCATED_SIZE)
+    requests = ALLOCATED_SIZE // ALLOCATING.block_size
+    try:
+        with serving(peer, image, Transport.UNIX, bench.directory) as server:
+            uri = server.address.uri
+            result = fio.run_requests(ALLOCATING, uri, ALLOCATED_SIZE, requests, bench.directory)
+    finally:
+        image.unlink()
+    return {"MiB/s": result.bytes_per_s / MIB}
+
+
+def _back_up(bench: Bench, peer: Peer, *, content: str, to_qcow2: bool = False) -> dict[str, float]:
+    sources = {
+        "random": bench.images.random,
+        "sparse": bench.images.sparse,
+        "empty": bench.images.empty,
+    }
+    source = sources[content]
+    took = backup.duration(peer, source, bench.directory, to_qcow2=to_qcow2)
     size = source.stat().st_size / MIB
-    return {"completed": size / took.completed_s, "stable": size / took.stable_s}
+    return {
+        "completed": size / took.completed_s,
+        "stable": size / took.stable_s,
+        "completed_s": took.completed_s,
+        "stable_s": took.stable_s,
+    }
 
 
 def _write_during_backup(bench: Bench, peer: Peer) -> dict[str, float]:
