@@ -29,6 +29,7 @@ from nbdjobs.nodes.qcow2.mapping import Words
 from nbdjobs.nodes.qcow2.overlap import Metadata, MetadataMap
 from nbdjobs.nodes.qcow2.reclaim import Reclaim
 from nbdjobs.nodes.qcow2.refcount_table import RefcountBlock, unpack_block
+from nbdjobs.nodes.qcow2.unbroken import unbroken
 from nbdjobs.nodes.rounding import round_down
 
 _SECTOR_ENTRIES: Final = 512 // ENTRY_SIZE
@@ -240,7 +241,7 @@ class RefcountBlocks:
             # So that all in the old table can be pointed at.
             await self.write_back()
             async with self._writing:
-                await self._move_table(index)
+                await unbroken(self._move_table(index))
 
     def _size_of_next_table(self, index: int) -> tuple[int, int]:
         """How many blocks and table clusters the new area begins with, so that it counts itself."""

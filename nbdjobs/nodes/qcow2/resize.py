@@ -21,11 +21,12 @@ from nbdjobs.nodes.qcow2.files import bytes_of
 from nbdjobs.nodes.qcow2.image import Image
 from nbdjobs.nodes.qcow2.overlap import Metadata
 from nbdjobs.nodes.qcow2.reclaim import Reason
+from nbdjobs.nodes.qcow2.unbroken import unbroken
 from nbdjobs.nodes.rounding import round_up
 
 
 async def resize(image: Image, old: int, new: int, set_size: Callable[[int], None]) -> None:
-    """Make the disk `new` bytes long.
+    """Make the disk `new` bytes long. Cancelling takes effect only when that is done.
 
     Args:
         image: The image.
@@ -40,6 +41,10 @@ async def resize(image: Image, old: int, new: int, set_size: Callable[[int], Non
         CorruptionError: The image is damaged.
     """
     _check(image, new)
+    await unbroken(_resize(image, old, new, set_size))
+
+
+async def _resize(image: Image, old: int, new: int, set_size: Callable[[int], None]) -> None:
     try:
         if new > old:
             await _grow(image, old, new, set_size)

@@ -514,3 +514,35 @@ def test_an_image_is_handed_over_and_taken_back(tmp_path: Path) -> None:
         assert (found.leaks, found.corruptions) == (0, 0)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("nth", range(1, 500, 25))
+def test_requests_cancelled_at_any_point_leave_a_sound_image(nth: int) -> None:
+    # So small that all kinds of tables have to grow meanwhile.
+    options = CreateOptions(size=5 << 20, cluster_size=512, refcount_bits=64)
+    content = Random(nth).randbytes(3 << 20)
+
+    class CancellingFile(LoggedFile):
+        victim: asyncio.Task[None] | None = None
+        writes_left = nth
+
+        async def _put(self, offset: int, data: bytes) -> None:
+            self.writes_left -= 1
+            if not self.writes_left and self.victim is not None:
+                self.victim.cancel()
+            await super()._put(offset, data)
+
+    async def run() -> None:
+        file = CancellingFile(empty_image(options), seed=nth)
+        async with opened(file, l2_cache_size=512, l2_cache_entry_size=512) as device:
+            file.victim = asyncio.create_task(device.pwrite(0, memoryview(content)))
+            await asyncio.wait([file.victim])
+            assert file.victim.cancelled()
+            await device.pwrite(0, memoryview(content))
+        assert header_of(file).refcount_table_clusters > 1
+        found = await checked(file)
+        assert (found.corruptions, found.leaks) == (0, 0), found.messages
+        async with opened(file, read_only=True) as device:
+            assert (await content_of(device))[: len(content)] == content
+
+    asyncio.run(run())
