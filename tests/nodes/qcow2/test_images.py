@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import struct
 from pathlib import Path
 from random import Random
@@ -542,6 +543,49 @@ def test_requests_cancelled_at_any_point_leave_a_sound_image(nth: int) -> None:
         assert header_of(file).refcount_table_clusters > 1
         found = await checked(file)
         assert (found.corruptions, found.leaks) == (0, 0), found.messages
+        async with opened(file, read_only=True) as device:
+            assert (await content_of(device))[: len(content)] == content
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("nth", range(1, 520, 52))
+@pytest.mark.parametrize("is_written", [False, True])
+def test_an_error_at_any_write_fails_that_request_alone(nth: int, is_written: bool) -> None:
+    """A write that failed may have reached the file all the same."""
+    options = CreateOptions(size=5 << 20, cluster_size=512, refcount_bits=64)
+    content = Random(nth).randbytes(3 << 20)
+
+    class FailingFile(LoggedFile):
+        writes_left = nth
+
+        async def _put(self, offset: int, data: bytes) -> None:
+            self.writes_left -= 1
+            if self.writes_left or is_written:
+                await super()._put(offset, data)
+            if not self.writes_left:
+                raise NodeError(errno.EIO)
+
+    async def run() -> None:
+        file = FailingFile(empty_image(options), seed=nth)
+        events: list[object] = []
+        small: dict[str, Any] = {"l2_cache_size": 512, "l2_cache_entry_size": 512}
+        async with opened(file, events=events, **small) as device:
+            failures = 0
+            for begin in range(0, len(content), 100_000):
+                part = memoryview(content[begin : begin + 100_000])
+                try:
+                    await device.pwrite(begin, part)
+                    await device.flush()
+                except NodeError:
+                    failures += 1
+                    await device.pwrite(begin, part)
+            assert failures == 1
+            await device.flush()
+            assert (await content_of(device))[: len(content)] == content
+        assert not events
+        found = await checked(file)
+        assert not found.corruptions, found.messages
         async with opened(file, read_only=True) as device:
             assert (await content_of(device))[: len(content)] == content
 
