@@ -25,6 +25,9 @@ ALL_ALLOCATED: Final = (1 << SUBCLUSTERS) - 1
 ALL_ZERO: Final = ALL_ALLOCATED << SUBCLUSTERS
 """Bitmap of a cluster all of whose subclusters read as zeroes."""
 
+_GLANCE: Final = 64
+"""Entries compared at a time."""
+
 
 class Kind(Enum):
     """Where the content of a unit is."""
@@ -86,6 +89,11 @@ def first_run(geometry: Geometry, words: Words, index: int, unit: int, most: int
         return Run(kind, min(units, most), host, False)
     step = geometry.subcluster_size if kind in _WITH_HOST else 0
     per_cluster = geometry.subclusters
+    if units < most and unit + units == per_cluster:
+        clusters = (most - units - 1) // per_cluster
+        alike = _clusters_alike(geometry, words, index, step * per_cluster, clusters)
+        index += alike
+        units += alike * per_cluster
     while units < most and (unit + units) % per_cluster == 0:
         index += 1
         try:
@@ -97,6 +105,38 @@ def first_run(geometry: Geometry, words: Words, index: int, unit: int, most: int
             break
         units += more
     return Run(kind, min(units, most), host, is_private)
+
+
+def _clusters_alike(geometry: Geometry, words: Words, index: int, step: int, most: int) -> int:
+    """Count the entries behind one that say the same of the clusters that follow, at a glance.
+
+    Args:
+        geometry: Of the image.
+        words: Part of an L2 table.
+        index: The entry that the others are compared with.
+        step: Bytes from one host cluster to the next, or 0 without host clusters.
+        most: Entries to look at; they are in `words`.
+
+    Returns:
+        At least so many: what differs in a bit that says nothing is left for a closer look.
+    """
+    width = 2 if geometry.is_extended else 1
+    entry = words[index * width]
+    pattern = words[index * width : (index + 1) * width]
+    if geometry.is_extended and pattern[1] not in (0, ALL_ALLOCATED, ALL_ZERO):
+        return 0
+    found = 0
+    while found < most:
+        count = min(_GLANCE, most - found)
+        expected = pattern * count
+        if step:
+            first = entry + (found + 1) * step
+            expected[::width] = array("Q", range(first, first + count * step, step))
+        start = (index + 1 + found) * width
+        if words[start : start + count * width] != expected:
+            break
+        found += count
+    return found
 
 
 def _in_cluster(

@@ -136,3 +136,33 @@ def test_compressed_entries_tell_where_and_how_much(bits: int, data: st.DataObje
 
 def test_masks_name_a_run_of_subclusters() -> None:
     assert unit_mask(3, 2) == 0b11000
+
+
+@pytest.mark.parametrize("is_extended", [False, True])
+@pytest.mark.parametrize("kind", [Kind.UNALLOCATED, Kind.ZERO, Kind.DATA])
+@given(before=st.integers(0, 70), alike=st.integers(0, 200), cut=st.integers(1, 300))
+def test_long_runs_end_where_the_next_entry_says_something_else(
+    is_extended: bool, kind: Kind, before: int, alike: int, cut: int
+) -> None:
+    geometry = EXTENDED if is_extended else STANDARD
+    size = geometry.cluster_size
+    first = 5 * size | COPIED
+    words = array("Q")
+    for number in range(before + alike):
+        if is_extended:
+            entry = first + number * size if kind is Kind.DATA else 0
+            bitmap = {Kind.DATA: ALL_ALLOCATED, Kind.ZERO: ALL_ALLOCATED << 32}.get(kind, 0)
+            words.extend([entry, bitmap])
+        else:
+            entry = {Kind.DATA: first + number * size, Kind.ZERO: 1}.get(kind, 0)
+            words.append(entry)
+    words.extend([3 * size | COPIED, 1] if is_extended else [3 * size | COPIED])
+    words.extend([0] * 200)
+    units = geometry.subclusters
+    index = min(before, before + alike - 1) if before + alike else 0
+    run = first_run(geometry, words, index, 0, cut * units)
+    expected = before + alike - index
+    if not expected:  # nothing is before the odd entry
+        return
+    assert run.kind is kind
+    assert run.units == min(expected, cut) * units
