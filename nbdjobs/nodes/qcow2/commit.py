@@ -126,7 +126,10 @@ class Committer:
 
     async def reclaim(self) -> None:
         """Count off what nothing refers to any more, and let the storage discard it."""
-        freed = self._reclaim.ready()
+        await self.count_off(self._reclaim.ready())
+
+    async def count_off(self, freed: list[Freed]) -> None:
+        """Likewise for references that are not on stable storage, and that no request knows."""
         if freed:
             self._on_freed()
         for each in freed:

@@ -27,7 +27,7 @@ from nbdjobs.nodes.qcow2.overlap import Metadata, MetadataMap
 from nbdjobs.nodes.qcow2.reading import Reader
 from nbdjobs.nodes.qcow2.reclaim import Reason, Reclaim
 from nbdjobs.nodes.qcow2.refcounts import Refcounts
-from nbdjobs.nodes.qcow2.snapshots import Snapshot, parse_snapshots
+from nbdjobs.nodes.qcow2.snapshots import Snapshot, find_snapshot, parse_snapshots
 from nbdjobs.nodes.qcow2.tables import Tables
 from nbdjobs.nodes.qcow2.writing import Writer
 from nbdjobs.nodes.qcow2.zeroing import Zeroer
@@ -146,15 +146,19 @@ class Image:
         discarded: Iterable[Reason],
         disk_size: Callable[[], int],
         is_lazy: bool,
+        shown: str | None = None,
     ) -> Self:
         """Read the tables that are kept in memory whole.
 
+        With `shown`, the snapshot of that id or name is read in place of the disk as it is.
+
         Raises:
-            CommandError: One of them cannot be true.
+            CommandError: One of them cannot be true, or there is no such snapshot.
             NodeError: One of them cannot be read.
         """
         fields = header.header
-        l1 = await files.read_words(fields.l1_offset, fields.l1_size)
+        snapshots = await read_snapshots(header, files)
+        l1 = await _read_l1(header, files, snapshots, shown)
         count = (fields.refcount_table_clusters << fields.cluster_bits) // ENTRY_SIZE
         table = await files.read_words(fields.refcount_table_offset, count)
         return cls(
@@ -162,7 +166,7 @@ class Image:
             files,
             l1,
             table,
-            await read_snapshots(header, files),
+            snapshots,
             name=name,
             sizes=sizes,
             checked=checked,
@@ -183,12 +187,7 @@ class Image:
             fields.refcount_table_offset,
             fields.refcount_table_clusters << bits,
         )
-        if self.snapshots:
-            length = sum(len(snapshot.pack()) for snapshot in self.snapshots)
-            found.set_area(Metadata.SNAPSHOT_TABLE, fields.snapshots_offset, length)
-        for number, snapshot in enumerate(self.snapshots):
-            length = snapshot.l1_size * ENTRY_SIZE
-            found.set_area(Metadata.INACTIVE_L1, snapshot.l1_offset, length, number)
+        self._map_snapshots(found, self.snapshots)
         bitmaps = fields.bitmaps
         if bitmaps is not None:
             found.set_area(
@@ -198,6 +197,20 @@ class Image:
         mask = constants.REFCOUNT_OFFSET_MASK
         found.refcount_blocks = {(entry & mask) >> bits for entry in refcount_table if entry}
         return found
+
+    def _map_snapshots(self, found: MetadataMap, snapshots: tuple[Snapshot, ...]) -> None:
+        length = sum(len(snapshot.pack()) for snapshot in snapshots)
+        found.set_area(Metadata.SNAPSHOT_TABLE, self.header.header.snapshots_offset, length)
+        for number, snapshot in enumerate(snapshots):
+            length = snapshot.l1_size * ENTRY_SIZE
+            found.set_area(Metadata.INACTIVE_L1, snapshot.l1_offset, length, number)
+
+    def set_snapshots(self, snapshots: tuple[Snapshot, ...]) -> None:
+        """Take note of other snapshots, to which the header leads."""
+        for number in range(len(self.snapshots)):
+            self.metadata.set_area(Metadata.INACTIVE_L1, 0, 0, number)
+        self.snapshots = snapshots
+        self._map_snapshots(self.metadata, snapshots)
 
     # The first change, and the end
 
@@ -250,6 +263,21 @@ class Image:
         """Let go of threads."""
         await self.committer.idle()
         self.compressed.close()
+
+
+async def _read_l1(
+    header: HeaderFile, files: Files, snapshots: tuple[Snapshot, ...], shown: str | None
+) -> Words:
+    fields = header.header
+    if shown is None:
+        return await files.read_words(fields.l1_offset, fields.l1_size)
+    snapshot = find_snapshot(snapshots, shown)
+    if snapshot is None:
+        raise CommandError(f"Snapshot '{shown}' does not exist in the image")
+    l1 = await files.read_words(snapshot.l1_offset, snapshot.l1_size)
+    size = fields.size if snapshot.size is None else snapshot.size
+    l1.extend([0] * (fields.geometry.l1_entries(size) - len(l1)))
+    return l1
 
 
 async def read_snapshots(header: HeaderFile, files: Files) -> tuple[Snapshot, ...]:

@@ -15,8 +15,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, ClassVar, Final, Self
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 from nbdjobs.errors import CommandError, NodeError
 from nbdjobs.nodes import permissions
@@ -28,7 +28,7 @@ from nbdjobs.nodes.graph import Edge, Graph, Role
 from nbdjobs.nodes.node import Node, total_size
 from nbdjobs.nodes.options import BlockdevOptions
 from nbdjobs.nodes.permissions import Permission
-from nbdjobs.nodes.qcow2 import chain, constants, reopening
+from nbdjobs.nodes.qcow2 import chain, constants, reopening, snapshotting
 from nbdjobs.nodes.qcow2.check import repair_dirty
 from nbdjobs.nodes.qcow2.constants import COPIED, Incompatible
 from nbdjobs.nodes.qcow2.create import CreateOptions, create
@@ -50,7 +50,9 @@ from nbdjobs.nodes.qcow2.options import (
 )
 from nbdjobs.nodes.qcow2.reclaim import Reason, Reclaim
 from nbdjobs.nodes.qcow2.resize import resize
+from nbdjobs.nodes.qcow2.snapshots import Snapshot, find_snapshot
 from nbdjobs.nodes.qcow2.tables import Slice
+from nbdjobs.nodes.qcow2.unbroken import unbroken
 from nbdjobs.nodes.rounding import round_down
 from nbdjobs.nodes.secrets import Secrets
 from nbdjobs.nodes.status import BlockStatus
@@ -181,6 +183,8 @@ class Qcow2Node(DriverNode[Qcow2Options]):
             raise CommandError("qcow2: Image is corrupt; cannot be opened read/write")
         if options.data_file is not None and not header.has_data_file:
             raise CommandError("'data-file' can only be set for images with an external data file")
+        if options.snapshot is not None and not config.is_read_only:
+            raise CommandError("A snapshot can only be opened read-only")
         if options.lazy_refcounts and header.version < 3:
             raise CommandError(
                 "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level"
@@ -249,13 +253,22 @@ class Qcow2Node(DriverNode[Qcow2Options]):
                 disk_size=lambda: self._size,
                 is_lazy=header.version > 2
                 and (header.is_lazy if options.lazy_refcounts is None else options.lazy_refcounts),
+                shown=options.snapshot,
             )
         except (NodeError, CorruptionError) as error:
             raise CommandError(f"Could not open the image: {error}") from error
+        if options.snapshot is not None:
+            self._show_snapshot(options.snapshot)
         self._use(self._image)
         interval = options.cache_clean_interval
         self._clean_every_s = DEFAULT_CLEAN_INTERVAL if interval is None else interval
         self._clean_later()
+
+    def _show_snapshot(self, wanted: str) -> None:
+        """Be as large as the disk was then."""
+        snapshot = find_snapshot(self.snapshots, wanted)
+        if snapshot is not None and snapshot.size is not None:
+            self._size = round_down(snapshot.size, SECTOR)
 
     async def _make_ready(self, header: HeaderFile) -> None:
         fields = header.header
@@ -610,6 +623,51 @@ class Qcow2Node(DriverNode[Qcow2Options]):
 
     def _set_size(self, size: int) -> None:
         self._size = size
+
+    # Internal snapshots, all inside a drained section
+
+    @property
+    def snapshots(self) -> tuple[Snapshot, ...]:
+        """The internal snapshots, oldest first."""
+        return () if self._image is None else self._image.snapshots
+
+    async def take_snapshot(self, name: str, date_ns: int) -> None:
+        """Take a snapshot of the disk as it is.
+
+        Args:
+            name: What users call it.
+            date_ns: Nanoseconds since the epoch.
+
+        Raises:
+            NodeError: It failed, and there is no new snapshot.
+        """
+        await self._with_image(lambda image: snapshotting.take(image, name, date_ns, self._size))
+
+    async def delete_snapshot(self, snapshot: Snapshot) -> None:
+        """Delete a snapshot.
+
+        Raises:
+            NodeError: It failed; it may be gone from the list all the same.
+        """
+        await self._with_image(lambda image: snapshotting.delete(image, snapshot))
+
+    async def apply_snapshot(self, snapshot: Snapshot) -> None:
+        """Make the disk what it was when the snapshot was taken; with permission to resize.
+
+        Raises:
+            CommandError: The size of the disk cannot be changed back.
+            NodeError: It failed; the disk is as before, or as it is to be.
+        """
+        await self._with_image(lambda image: snapshotting.apply(image, snapshot, self._set_size))
+
+    async def _with_image(self, change: Callable[[Image], Coroutine[Any, Any, None]]) -> None:
+        """Change the list of snapshots; cancelling takes effect only when that is done."""
+        if self.header.has_data_file:
+            raise NodeError(errno.ENOTSUP)
+        try:
+            await unbroken(change(self._open_image))
+        except CorruptionError as error:
+            raise await self._signal(error) from error
 
     async def _prepared(self) -> Image:
         """The image, ready to be changed."""

@@ -134,6 +134,7 @@ class Qcow2Options(BlockdevOptions):
             never.
         encrypt: The password, if the image is encrypted.
         data_file: The external data file, if the image has one.
+        snapshot: Id or name of an internal snapshot that is read in place of the disk as it is.
     """
 
     file: BlockdevRef
@@ -150,6 +151,7 @@ class Qcow2Options(BlockdevOptions):
     cache_clean_interval: int | None = None
     encrypt: BlockdevQcow2Encryption | None = None
     data_file: BlockdevRef | None = None
+    snapshot: str | None = None
 
     @property
     def checked_metadata(self) -> frozenset[Metadata]:

@@ -94,9 +94,13 @@ class Reclaim:
         finally:
             epoch.users -= 1
 
+    def may_discard(self, reason: Reason) -> bool:
+        """Whether the storage may be told to discard what becomes free for a reason."""
+        return reason in self._discarded
+
     def drop(self, cluster: int, count: int = 1, reason: Reason = Reason.OTHER) -> None:
         """Take note that references to clusters went out of the metadata in memory."""
-        may_discard = reason in self._discarded
+        may_discard = self.may_discard(reason)
         if self.unlinked:
             last = self.unlinked[-1]
             if last.first + last.clusters == cluster and last.may_discard == may_discard:

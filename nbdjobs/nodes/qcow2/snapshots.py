@@ -1,16 +1,19 @@
 # SPDX-FileCopyrightText: The nbdjobs authors
 # SPDX-License-Identifier: Apache-2.0
-"""The table of internal snapshots: reading it, so that what snapshots hold is left alone."""
+"""The table of internal snapshots, as it is in the file; `snapshotting` changes it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from struct import Struct
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Self
 
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes.qcow2 import constants
 from nbdjobs.nodes.rounding import round_up
+
+_NO_COUNT: Final = -1
 
 MAX_EXTRA: Final = 1024
 """Bytes of extra data of one snapshot, QEMU's limit."""
@@ -33,6 +36,7 @@ class Snapshot:
     """
 
     LAYOUT: ClassVar = Struct(">QIHHIIQII")
+    EXTRA: ClassVar = Struct(">QQq")
 
     l1_offset: int
     l1_size: int
@@ -43,6 +47,46 @@ class Snapshot:
     extra: bytes = b""
     identifier: bytes
     name: bytes
+
+    @classmethod
+    def new(
+        cls,
+        *,
+        identifier: bytes,
+        name: bytes,
+        l1_offset: int,
+        l1_size: int,
+        date_ns: int,
+        size: int,
+    ) -> Self:
+        """A snapshot of a disk of `size` bytes, taken `date_ns` nanoseconds after the epoch."""
+        return cls(
+            l1_offset=l1_offset,
+            l1_size=l1_size,
+            date_s=date_ns // 10**9,
+            date_ns=date_ns % 10**9,
+            extra=cls.EXTRA.pack(0, size, _NO_COUNT),
+            identifier=identifier,
+            name=name,
+        )
+
+    @property
+    def size(self) -> int | None:
+        """Bytes that the disk had, if that is known."""
+        return int.from_bytes(self.extra[8:16]) if len(self.extra) >= 16 else None
+
+    @property
+    def saved_state_size(self) -> int:
+        """Bytes of saved guest state."""
+        return int.from_bytes(self.extra[:8]) if len(self.extra) >= 8 else self.vm_state_size
+
+    @property
+    def instruction_count(self) -> int | None:
+        """How many instructions the guest had executed, if anybody counted."""
+        if len(self.extra) < 24:
+            return None
+        count: int = self.EXTRA.unpack_from(self.extra)[2]
+        return None if count == _NO_COUNT else count
 
     def pack(self) -> bytes:
         """The entry as it is in the file, with its padding."""
@@ -115,3 +159,11 @@ def _check_l1(offset: int, size: int, cluster_size: int) -> None:
         raise CommandError("Snapshot L1 table too large")
     if offset % cluster_size or offset >= 1 << 62:
         raise CommandError("Snapshot L1 table offset invalid")
+
+
+def find_snapshot(snapshots: Iterable[Snapshot], wanted: str) -> Snapshot | None:
+    """The snapshot of that id, or else the first of that name."""
+    word = wanted.encode(errors="surrogateescape")
+    found = list(snapshots)
+    by_id = next((each for each in found if each.identifier == word), None)
+    return by_id or next((each for each in found if each.name == word), None)
