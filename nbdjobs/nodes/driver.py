@@ -157,7 +157,8 @@ class Reopening(Generic[OptionsT]):
             CommandError: It does not fit now; `abort` follows.
         """
         node = self._node
-        node.was_writable = not node.is_read_only
+        if not node.is_read_only:
+            node.was_writable = True
         node.given = self._after[1]
         node.set_config(self._after[0])
 
@@ -168,7 +169,8 @@ class Reopening(Generic[OptionsT]):
 
     async def finish(self) -> None:
         """Let go of what is not in use now: the old after `commit`, the new after `abort`."""
-        self._node.was_writable = False
+        if self._node.was_writable:
+            del self._node.was_writable
 
 
 AnyDriver = type[DriverNode[Any]]

@@ -118,6 +118,7 @@ class FileNode(DriverNode[FileOptions]):
     driver: ClassVar[str] = "file"
     options_type: ClassVar[type[BlockdevOptions]] = FileOptions
     storage_type: ClassVar[type[FileStorage]] = FileStorage
+    _is_writing_back = False
     creates_images: ClassVar[bool] = True
     mutable_options: ClassVar[frozenset[str] | None] = frozenset(
         {"drop-cache", "x-check-cache-dropped"}
@@ -136,7 +137,6 @@ class FileNode(DriverNode[FileOptions]):
         self._workers = workers
         self._lock = lock
         self._reading, self._writing, self._punching, self._seeking = (Pace() for _ in range(4))
-        self._is_writing_back = False
         self._highest_written = 0
         self._flusher = Flusher(lambda: self._in_thread(self._storage.sync))
         self._use(storage)

@@ -42,13 +42,14 @@ class Gate(ABC):
         write_threshold: Where in the node a write has to end beyond to be reported, or 0.
     """
 
+    _on_threshold: Callable[[int, int], None] | None = None
+
     def __init__(self, config: NodeConfig, limits: Limits):
         self.config = config
         self.is_active = config.is_active
         self._heeds_flushes = not config.cache.is_no_flush
         self.tracked = TrackedRequests()
         self.write_threshold = 0
-        self._on_threshold: Callable[[int, int], None] | None = None
         self.set_limits(limits)
 
     @property

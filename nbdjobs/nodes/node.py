@@ -60,6 +60,11 @@ class Node(Gate):
     takes_debug_events: ClassVar[bool] = False
     """Whether users of this node should tell it by `debug_event` what they are about to do."""
 
+    # What few nodes have is set where it is needed: objects with more than 30 attributes of their
+    # own are slower to read, and every request reads some.
+    inline_parent: Node | None = None
+    was_writable: bool = False
+
     def __init__(self, name: str, config: NodeConfig, limits: Limits = NO_LIMITS):
         super().__init__(config, limits)
         self.name = name
@@ -67,8 +72,6 @@ class Node(Gate):
         self.parents: list[Edge] = []
         self.op_blockers = OpBlockers(name)
         self.is_owned_by_user = False
-        self.inline_parent: Node | None = None
-        self.was_writable = False
 
     # What it is
 

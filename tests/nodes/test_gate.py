@@ -9,6 +9,7 @@ import errno
 import itertools
 import random
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +18,11 @@ from hypothesis import strategies as st
 
 from nbdjobs.errors import NodeError
 from nbdjobs.nodes.config import NO_LIMITS, CacheMode, DetectZeroes, Limits, NodeConfig
+from nbdjobs.nodes.file import FileOptions
 from nbdjobs.nodes.gate import is_zero
+from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.node import Node
+from nbdjobs.nodes.opening import open_node
 from nbdjobs.nodes.rounding import round_down, round_up
 from nbdjobs.nodes.status import DATA, HOLE, BlockStatus
 from tests.nodes.faults import MemoryNode, Op, Request
@@ -218,7 +222,7 @@ def test_cancelled_and_failed_requests_leave_no_trace_in_the_overlap_table(
         before = chance.randbytes(SIZE)
         node = StrictNode(before, limits=limits, chance=chance)
         model = Model(node, before)
-        node.fail(None, nth=5, times=2)
+        fault = node.fail(None, nth=5, times=2)
         tasks = [
             asyncio.create_task(model.run(*random_request(chance, n * 512 + 7, n * 512 + 519)))
             for n in range(15)
@@ -228,6 +232,7 @@ def test_cancelled_and_failed_requests_leave_no_trace_in_the_overlap_table(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert len(node.tracked) == 0
+        fault.stop()  # those that were cancelled may have left it some to fail
         await node.pwrite(1, memoryview(bytes(SIZE - 2)))
 
     asyncio.run(scenario())
@@ -572,6 +577,22 @@ def test_caching_goes_down_to_the_storage() -> None:
     use(make_graph(disk, layer), layer, disk)
     run(layer.cache(512, 1024))
     assert cached == [(512, 1024)]
+
+
+def test_attributes_of_files_are_read_the_fast_way(tmp_path: Path) -> None:
+    """CPython keeps up to 30 attributes in place, and looks for more in a dictionary."""
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(512))
+
+    async def attributes() -> int:
+        graph = Graph()
+        options = FileOptions(driver="file", node_name="f", filename=str(path))
+        node = await open_node(graph, options)
+        count = len(vars(node))
+        await graph.drop(node)
+        return count
+
+    assert asyncio.run(attributes()) < 30
 
 
 def test_a_copy_that_the_storage_cannot_do_is_left_to_the_caller() -> None:
