@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, ExitStack
 from typing import ClassVar
 
 from nbdjobs.errors import CommandError, JobError
@@ -76,14 +77,45 @@ class AmendJob(ImageJob):
 
     type: ClassVar[JobType] = JobType.AMEND
 
+    def __init__(self, jobs: Jobs, job_id: str, work: Work, held: ExitStack):
+        super().__init__(jobs, job_id, work)
+        self._held = held
 
-def start_image_job(kind: type[ImageJob], jobs: Jobs, job_id: str, work: Work) -> None:
-    """Start a job of one step.
+    async def clean(self) -> None:
+        """Let others use the image again."""
+        self._held.close()
+
+
+def start_create_job(jobs: Jobs, job_id: str, work: Work) -> None:
+    """Start a job that makes an image.
 
     Raises:
         CommandError: The id is not one for a new job.
     """
     jobs.check_id(job_id)
-    job = kind(jobs, job_id, work)
+    _start(jobs, CreateJob(jobs, job_id, work))
+
+
+def start_amend_job(
+    jobs: Jobs, job_id: str, work: Work, hold: AbstractContextManager[None]
+) -> None:
+    """Start a job that changes options of an image.
+
+    Args:
+        jobs: The jobs that exist.
+        job_id: Its name.
+        work: What is to be done.
+        hold: Entered first, and left when the job has ended.
+
+    Raises:
+        CommandError: The id is not one for a new job, or `hold` could not be entered.
+    """
+    jobs.check_id(job_id)
+    held = ExitStack()
+    held.enter_context(hold)
+    _start(jobs, AmendJob(jobs, job_id, work, held))
+
+
+def _start(jobs: Jobs, job: ImageJob) -> None:
     jobs.add(job)
     jobs.start(job)

@@ -13,12 +13,14 @@ Source: QEMU qapi/block-core.json (BlockdevOptionsLUKS), and the behaviour of it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Final, Self
 
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes.config import SECTOR, Limits, NodeConfig
+from nbdjobs.nodes.crypto.amend import LuksAmendOptions, amend
 from nbdjobs.nodes.crypto.block_cipher import BlockCipher
 from nbdjobs.nodes.crypto.luks_header import LuksHeader
 from nbdjobs.nodes.crypto.volume import LuksVolume
@@ -28,6 +30,7 @@ from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.options import BlockdevOptions, BlockdevRef
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.rounding import round_down
+from nbdjobs.nodes.secrets import Secrets
 
 _PIECE: Final = 1024 * 1024
 """Bytes encrypted in a row, in about a millisecond; then others get their turn."""
@@ -60,8 +63,10 @@ class LuksNode(DriverNode[LuksOptions]):
         self._options = options
         self._password: bytes | None = None
         self._cipher: BlockCipher | None = None
-        self._volume: LuksVolume | None = None
+        self._header: LuksHeader | None = None
         self._start = 0
+        self._amending = asyncio.Lock()
+        self._key_changes = 0
 
     # Opening
 
@@ -85,9 +90,10 @@ class LuksNode(DriverNode[LuksOptions]):
         """Read the header, and find the key with the password, which is then forgotten."""
         assert self._password is not None, "bound before"
         password, self._password = self._password, None
-        self._volume = await LuksVolume.read(self._file)
-        self._cipher = await self._volume.unlock(password)
-        self._start = self._volume.header.payload_offset
+        volume = await LuksVolume.read(self._file)
+        self._cipher = await volume.unlock(password)
+        self._header = volume.header
+        self._start = self._header.payload_offset
         if self._file.size < self._start:
             raise CommandError("Could not refresh total sector count: Input/output error")
         return ()
@@ -118,8 +124,8 @@ class LuksNode(DriverNode[LuksOptions]):
     @property
     def luks_header(self) -> LuksHeader:
         """The volume's header."""
-        assert self._volume is not None, "loaded before anyone uses it"
-        return self._volume.header
+        assert self._header is not None, "loaded before anyone uses it"
+        return self._header
 
     @property
     def _file(self) -> Node:
@@ -134,7 +140,44 @@ class LuksNode(DriverNode[LuksOptions]):
         self, edge: Edge, needed: Permission, shared: Permission
     ) -> tuple[Permission, Permission]:
         """What users need, and in any case to read, so that nobody changes keys meanwhile."""
-        return needed | Permission.CONSISTENT_READ, shared
+        needed |= Permission.CONSISTENT_READ
+        if not self._key_changes:
+            return needed, shared
+        exclusive = Permission.CONSISTENT_READ | Permission.WRITE
+        return needed | Permission.WRITE, shared & ~exclusive
+
+    # Keys
+
+    @contextmanager
+    def changing_keys(self, graph: Graph) -> Iterator[None]:
+        """While inside, nobody else uses the file; `CommandError` if somebody does."""
+
+        def begin() -> None:
+            self._key_changes += 1
+
+        def end() -> None:
+            self._key_changes -= 1
+
+        graph.change(begin, end, [self])
+        try:
+            yield
+        finally:
+            graph.change(end, begin, [self])
+
+    async def amend(self, options: LuksAmendOptions, secrets: Secrets, *, is_forced: bool) -> None:
+        """Change passwords, while `changing_keys`; as for `crypto.amend.amend`."""
+        async with self._amending:
+            volume = await LuksVolume.read(self._file)
+            try:
+                await amend(
+                    volume,
+                    options,
+                    secrets,
+                    key_secret=self._options.key_secret,
+                    is_forced=is_forced,
+                )
+            finally:
+                self._header = volume.header
 
     # Requests
 

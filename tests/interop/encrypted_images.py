@@ -14,7 +14,7 @@ PASSWORD: Final = "open sesame"
 SECRET: Final = ("--object", f"secret,id=right,data={PASSWORD}")
 
 #: What qemu-img says now and then of a machine that is too fast, or too busy, to be timed.
-_UNTIMED: Final = "Unable to get accurate CPU usage"
+UNTIMED: Final = "Unable to get accurate CPU usage"
 _TRIES: Final = 100
 
 
@@ -23,7 +23,7 @@ def create(image_format: str, path: Path, options: str, size: int) -> None:
     command = ("qemu-img", "create", "-q", *SECRET, "-f", image_format, "-o", options)
     for _ in range(_TRIES):
         result = run_for_result(*command, str(path), str(size))
-        if _UNTIMED not in result.stderr:
+        if UNTIMED not in result.stderr:
             break
     assert result.returncode == 0, result.stderr
 

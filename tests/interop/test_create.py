@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,26 +11,18 @@ from typing import Any, Final
 
 import pytest
 
-from nbdjobs.daemon.daemon import Daemon
-from nbdjobs.errors import CommandError
-from nbdjobs.qapi.visitor import to_qapi
-from nbdjobs.qmp.commands import REGISTRY
-from tests.interop.oracle import Oracle, Reply
+from tests.interop.image_jobs import CREATE, Options, Step, ours, theirs
+from tests.interop.oracle import Oracle
 from tests.interop.tools import run
 
 pytestmark = pytest.mark.interop
 
 MIB: Final = 1024 * 1024
 
-Options = dict[str, Any]
-Step = tuple[str, Options]
-
-CREATE: Final = "blockdev-create"
-
 
 def create(driver: str, **options: Any) -> Step:
     named = {name.replace("_", "-"): value for name, value in options.items()}
-    return CREATE, {"driver": driver, **named}
+    return CREATE, {"options": {"driver": driver, **named}}
 
 
 def file(**options: Any) -> Step:
@@ -81,7 +72,7 @@ SCENARIOS: Final[dict[str, Sequence[Step]]] = {
         create("null-co"),
         create("throttle"),
         create("no-such-driver"),
-        (CREATE, {}),
+        (CREATE, {"options": {}}),
     ],
     "a file in use": [
         *NODES,
@@ -151,60 +142,6 @@ SCENARIOS: Final[dict[str, Sequence[Step]]] = {
         qcow2(encrypt={"format": "qcow", "key-secret": "word"}, version="v2"),
     ],
 }
-
-
-def ours(steps: Sequence[Step]) -> list[Reply]:
-    """What a new daemon answers, and what became of the jobs."""
-
-    async def go() -> list[Reply]:
-        daemon = Daemon()
-        try:
-            return [await _step(daemon, number, *step) for number, step in enumerate(steps)]
-        finally:
-            await daemon.shutdown()
-
-    return asyncio.run(go())
-
-
-async def _step(daemon: Daemon, number: int, command: str, arguments: Options) -> Reply:
-    if command != CREATE:
-        return await _answer(daemon, command, arguments)
-    job_id = f"job{number}"
-    reply = await _answer(daemon, command, {"job-id": job_id, "options": arguments})
-    job = daemon.jobs.find(job_id)
-    if job is None:
-        return reply
-    await daemon.jobs.ended(job)
-    result = await _answer(daemon, "query-jobs", {})
-    await _answer(daemon, "job-dismiss", {"id": job_id})
-    return result
-
-
-async def _answer(daemon: Daemon, command: str, arguments: Options) -> Reply:
-    try:
-        returned = await REGISTRY.find(command).execute(daemon, arguments)
-    except CommandError as error:
-        return {"error": {"class": error.error_class.value, "desc": error.description}}
-    return {"return": {} if returned is None else to_qapi(returned)}
-
-
-def theirs(steps: Sequence[Step], oracle: Oracle) -> list[Reply]:
-    """What the real program answers, likewise."""
-    return [_their_step(oracle, number, *step) for number, step in enumerate(steps)]
-
-
-def _their_step(oracle: Oracle, number: int, command: str, arguments: Options) -> Reply:
-    if command != CREATE:
-        return oracle.execute(command, arguments)
-    job_id = f"job{number}"
-    reply = oracle.execute(command, {"job-id": job_id, "options": arguments})
-    if "error" in reply:
-        return reply
-    end = {"id": job_id, "status": "concluded"}
-    oracle.events_until(lambda event: event.get("data") == end)
-    result = oracle.execute("query-jobs", {})
-    oracle.execute("job-dismiss", {"id": job_id})
-    return result
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

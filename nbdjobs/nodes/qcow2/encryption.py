@@ -11,10 +11,12 @@ Source: QEMU `docs/interop/qcow2`, "Data encryption" and "Full disk encryption h
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes.config import SECTOR, Limits
+from nbdjobs.nodes.crypto.amend import LuksAmendOptions, amend
 from nbdjobs.nodes.crypto.block_cipher import BlockCipher
 from nbdjobs.nodes.crypto.luks_header import LENGTH, LuksHeader
 from nbdjobs.nodes.crypto.qcow import qcow_cipher
@@ -37,10 +39,12 @@ class PayloadCipher:
 
     Attributes:
         luks_header: Header of the LUKS volume, for that method.
+        amending: Held while it is changed.
     """
 
     def __init__(self, cipher: BlockCipher, luks_header: LuksHeader | None = None):
         self.luks_header = luks_header
+        self.amending = asyncio.Lock()
         self._cipher = cipher
 
     def decrypt(self, guest: int, host: int, buffer: memoryview) -> None:
@@ -87,6 +91,31 @@ async def open_cipher(
         return PayloadCipher(qcow_cipher(password))
     volume = await _find_volume(header, files)
     return PayloadCipher(await volume.unlock(password), volume.header)
+
+
+async def amend_keys(
+    header: Header,
+    files: Files,
+    key_secret: str | None,
+    options: LuksAmendOptions,
+    secrets: Secrets,
+    *,
+    is_forced: bool,
+) -> None:
+    """Change the passwords of an open image; as for `crypto.amend.amend`."""
+    cipher = files.cipher
+    if cipher is None:
+        raise CommandError("image is not encrypted, can't amend")
+    if cipher.luks_header is None:
+        raise CommandError(
+            "Only LUKS encryption options can be amended for qcow2 with blockdev-amend"
+        )
+    async with cipher.amending:
+        volume = await _find_volume(header, files)
+        try:
+            await amend(volume, options, secrets, key_secret=key_secret, is_forced=is_forced)
+        finally:
+            cipher.luks_header = volume.header
 
 
 async def _find_volume(header: Header, files: Files) -> LuksVolume:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 from nbdjobs.errors import CommandError, NodeError
 from nbdjobs.nodes import permissions
 from nbdjobs.nodes.config import SECTOR, NodeConfig
+from nbdjobs.nodes.crypto.amend import LuksAmendOptions
 from nbdjobs.nodes.crypto.luks_header import LuksHeader
 from nbdjobs.nodes.driver import ChildReference, DriverNode, Reopening
 from nbdjobs.nodes.events import DebugEvent
@@ -32,7 +33,7 @@ from nbdjobs.nodes.qcow2 import chain, constants, reopening, snapshotting
 from nbdjobs.nodes.qcow2.check import repair_dirty
 from nbdjobs.nodes.qcow2.constants import COPIED, Incompatible
 from nbdjobs.nodes.qcow2.create import CreateOptions, create
-from nbdjobs.nodes.qcow2.encryption import ENCRYPTED_LIMITS, open_cipher
+from nbdjobs.nodes.qcow2.encryption import ENCRYPTED_LIMITS, amend_keys, open_cipher
 from nbdjobs.nodes.qcow2.errors import CorruptionError
 from nbdjobs.nodes.qcow2.event import BlockImageCorrupted
 from nbdjobs.nodes.qcow2.files import Files
@@ -166,6 +167,18 @@ class Qcow2Node(DriverNode[Qcow2Options]):
             self._files.cipher = cipher
             self.is_encrypted = True
             self.set_limits(ENCRYPTED_LIMITS)
+
+    async def amend_keys(
+        self, options: LuksAmendOptions, secrets: Secrets, *, is_forced: bool
+    ) -> None:
+        """Change the passwords of the image; `CommandError` if it has none."""
+        if self.is_read_only:
+            raise CommandError("Block node is read-only")
+        encrypt = self._options.encrypt
+        key_secret = encrypt.key_secret if isinstance(encrypt, QCryptoBlockOptions) else None
+        await amend_keys(
+            self.header, self._files, key_secret, options, secrets, is_forced=is_forced
+        )
 
     async def _backing(self, header: Header) -> ChildReference:
         assert header.backing_file is not None

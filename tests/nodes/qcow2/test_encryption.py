@@ -19,6 +19,7 @@ import pytest
 from nbdjobs.errors import CommandError, NodeError
 from nbdjobs.nodes import permissions
 from nbdjobs.nodes.activity import activate, inactivate
+from nbdjobs.nodes.crypto.amend import LuksAmendOptions, QCryptoBlockLUKSKeyslotState
 from nbdjobs.nodes.crypto.qcow import qcow_cipher
 from nbdjobs.nodes.device import Device
 from nbdjobs.nodes.graph import Graph
@@ -33,7 +34,7 @@ from nbdjobs.nodes.qcow2.node import Qcow2Node
 from nbdjobs.nodes.qcow2.options import Qcow2Options, QCryptoBlockOptions
 from tests.nodes.encrypted import new_volume
 from tests.nodes.qcow2.logged_file import LoggedFile
-from tests.nodes.qcow2.rig import checked
+from tests.nodes.qcow2.rig import checked, image_of
 
 PASSWORD: Final = b"open sesame"
 CLUSTER: Final = 16384
@@ -279,6 +280,39 @@ def test_the_disk_grows_with_zeroes() -> None:
             assert (await content(device))[DISK - 512 :] == b"x" * 512 + bytes(3 * 512)
 
     asyncio.run(run())
+
+
+def test_passwords_of_an_image_change_while_it_is_open() -> None:
+    file = blank("luks")
+    state = QCryptoBlockLUKSKeyslotState
+    add = LuksAmendOptions(state=state.ACTIVE, new_secret="wrong", iter_time=0)
+    erase = LuksAmendOptions(state=state.INACTIVE, old_secret="right")
+
+    async def run() -> None:
+        graph = make_graph()
+        async with opened("luks", file) as device:
+            node = image_of(device)
+            for change in (add, erase):
+                await node.amend_keys(change, graph.secrets, is_forced=False)
+            await device.pwrite(0, memoryview(b"x" * 512))
+            assert node.luks_header is not None
+            assert [slot.is_active for slot in node.luks_header.slots] == [
+                False,
+                True,
+                *[False] * 6,
+            ]
+        node = await open_image(graph, file, encryption("luks", "wrong"), read_only=True)
+        buffer = bytearray(512)
+        await node.pread(0, memoryview(buffer))
+        assert buffer == b"x" * 512
+        with pytest.raises(CommandError, match="Block node is read-only"):
+            await node.amend_keys(add, graph.secrets, is_forced=False)
+        node.is_owned_by_user = False
+        await graph.drop_if_unused(node)
+
+    asyncio.run(run())
+    assert refusal(file, encryption("luks")) == "Invalid password, cannot unlock any keyslot"
+    assert check(file).is_clean
 
 
 # What does not fit
