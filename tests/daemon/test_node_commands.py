@@ -11,6 +11,7 @@ import pytest
 from nbdjobs.daemon.daemon import BlockWriteThreshold, Daemon
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes.device import Device
+from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.permissions import ALL, Permission
 from nbdjobs.qmp.commands.graph import x_debug_query_block_graph
 from tests.nodes.faults import MemoryNode, Op
@@ -27,6 +28,13 @@ class GrowingDisk(MemoryNode):
         self.in_flight_then = self.in_flight
         await asyncio.sleep(0)
         self.content[:] = self.content[:size].ljust(size, b"\0")
+
+
+class FixedDisk(MemoryNode):
+    """A disk in memory whose size is what it is."""
+
+    async def _truncate(self, size: int) -> None:
+        await Node._truncate(self, size)
 
 
 def test_a_size_changes_while_no_request_is_in_flight() -> None:
@@ -56,7 +64,7 @@ def test_a_size_changes_while_no_request_is_in_flight() -> None:
 def test_a_refused_change_leaves_no_user_behind() -> None:
     async def go() -> None:
         daemon = Daemon()
-        disk = MemoryNode(4096)
+        disk = FixedDisk(4096)
         disk.is_owned_by_user = True
         daemon.graph.add(disk)
         with pytest.raises(CommandError, match="Image format driver does not support resize"):
