@@ -248,13 +248,18 @@ class Tables:
             if len(self._reclaim.unlinked) > _MOST_UNLINKED:
                 await self._commit()
             index = number >> self._table_shift
-            if not self.l1[index] & COPIED:
+            if not self._is_own(index):
                 await self._own_table(index)
             slice_ = await self.slice(number)
-            if slice_ is not None and self.l1[index] & COPIED:
+            if slice_ is not None and self._is_own(index):
                 if not slice_.is_safe:
                     self._check(slice_)
                 return slice_
+
+    def _is_own(self, index: int) -> bool:
+        """Whether there is a table that belongs to this disk alone; damage may say so of none."""
+        entry = self.l1[index]
+        return bool(entry & COPIED and entry & OFFSET_MASK)
 
     def mark(self, number: int, slice_: Slice) -> None:
         """Take note that a slice was changed."""
@@ -283,7 +288,7 @@ class Tables:
 
     async def _own_table(self, index: int) -> None:
         """Make a table of the disk's own: an empty one, or a copy of one shared with snapshots."""
-        while not self.l1[index] & COPIED:
+        while not self._is_own(index):
             under_way = self._making.get(index)
             if under_way is not None:
                 await asyncio.shield(under_way)

@@ -297,3 +297,19 @@ def test_damaged_images_are_refused_or_used_with_bounded_memory(seed: int) -> No
         assert tracemalloc.get_traced_memory()[1] < 256 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_an_own_table_that_is_nowhere_is_made() -> None:
+    image = bytearray(empty_image(OPTIONS))
+    put(image, 3 * CLUSTER, COPIED)
+
+    async def run() -> None:
+        async with opened(LoggedFile(image)) as device:
+            buffer = memoryview(bytearray(b"?" * 512))
+            await device.pread(0, buffer)
+            assert bytes(buffer) == bytes(512)
+            await device.pwrite(0, memoryview(b"x" * 512))
+            await device.pread(0, buffer)
+            assert bytes(buffer) == b"x" * 512
+
+    asyncio.run(run())
