@@ -2,8 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands about targets, for `test_command_texts`: images by file name, and filters by hand.
 
-What nbdjobs does otherwise on purpose is left out, and stands in the manual: files that it made
-are removed when a backup cannot start, and files that a node has open are left alone.
+An image is not used again right after the job that wrote it: qemu-storage-daemon may tell of a
+job's end before it has let go of the image.
+
+What nbdjobs does otherwise on purpose is left out, and stands in the manual: files that it made are
+removed when a backup cannot start, files that a node has open are left alone, and an image whose
+format is not given is always looked at, where QEMU does so only if the source has a format.
 """
 
 from __future__ import annotations
@@ -81,24 +85,27 @@ SCENARIOS: Final[Mapping[str, Sequence[Step]]] = {
         *JOBS,
         ask("job-finalize", id="job"),
         until("null"),
-        existing(target="new.img", auto_dismiss=False),
+        drive(format="qcow2", target="missing/new.img"),
+        drive(format="qcow2", target="compressed.img", compress=True),
+        until("null"),
+        add("raw", "r", file="s"),
+        existing(device="r", target="new.img", auto_dismiss=False),
         until("concluded"),
         *JOBS,
         ask("job-dismiss", id="job"),
         until("null"),
-        existing(target="new.img", format="raw"),
-        drive(format="qcow2", target="missing/new.img"),
-        drive(format="qcow2", target="compressed.img", compress=True),
-        until("null"),
+        existing(target="compressed.img", format="raw"),
+        delete("r"),
         delete("s"),
     ],
     "a backup to an image that is there": [
         file("s"),
-        existing(format="raw"),
+        *(step for n in "123" for step in (drive(target=f"{n}.img"), until("null"))),
+        existing(target="1.img", format="raw"),
         until("null"),
-        existing(),
+        existing(target="2.img"),
         until("null"),
-        existing(target="file:target.img", format="raw", x_perf={"use-copy-range": True}),
+        existing(target="file:3.img", format="raw", x_perf={"use-copy-range": True}),
         until("null"),
         existing(format="file"),
         until("null"),
