@@ -151,6 +151,8 @@ class LuksNode(DriverNode[LuksOptions]):
     @contextmanager
     def changing_keys(self, graph: Graph) -> Iterator[None]:
         """While inside, nobody else uses the file; `CommandError` if somebody does."""
+        if not self.is_active:
+            raise CommandError("Permission 'write' unavailable on inactive node")
 
         def begin() -> None:
             self._key_changes += 1

@@ -159,6 +159,18 @@ def test_what_counts_is_whether_the_file_can_be_written(tmp_path: Path) -> None:
     run(tmp_path, scenario, read_only=True)
 
 
+def test_what_was_handed_to_another_process_is_left_alone(tmp_path: Path) -> None:
+    async def scenario(rig: Rig, monitor: Monitor, disk: MemoryNode) -> None:
+        await monitor.get("blockdev-set-active", node_name="n", active=False)
+        refused = await monitor.refusal("x-blockdev-amend", job_id="j", node_name="n", options=ADD)
+        assert refused == "Permission 'write' unavailable on inactive node"
+        await monitor.get("blockdev-set-active", node_name="n", active=True)
+        await amend(monitor, ADD)
+        assert await result(monitor) is None
+
+    run(tmp_path, scenario)
+
+
 def test_job_ids_are_checked_first(tmp_path: Path) -> None:
     async def scenario(rig: Rig, monitor: Monitor, disk: MemoryNode) -> None:
         refused = await monitor.refusal("x-blockdev-amend", job_id="3x", node_name="n", options=ADD)

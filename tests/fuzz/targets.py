@@ -25,6 +25,7 @@ from nbdjobs.cli.daemon_setup import MonitorOptions
 from nbdjobs.daemon.exports import BlockExportOptions, NbdServerOptions
 from nbdjobs.daemon.object_options import ObjectOptions
 from nbdjobs.errors import CommandError, NodeError, ProtocolError
+from nbdjobs.nodes.crypto.luks_header import LuksHeader
 from nbdjobs.nodes.options import BlockdevOptions
 from nbdjobs.nodes.qcow2.create import CreateOptions, empty_image
 from nbdjobs.protocol.buffers import BufferPool, ReceiveBuffer
@@ -42,6 +43,7 @@ from nbdjobs.qapi.types import Null
 from nbdjobs.qapi.visitor import to_qapi, visit
 from nbdjobs.qmp.commands import REGISTRY
 from nbdjobs.qmp.session import Session as QmpSession
+from tests.nodes.encrypted import SPEC, new_volume
 from tests.nodes.qcow2.logged_file import LoggedFile
 from tests.nodes.qcow2.rig import opened
 from tests.protocol.client import Client
@@ -382,6 +384,19 @@ def qcow2(data: bytes) -> None:
     asyncio.run(_use(file, read_only=True))
     assert file.content == data
     asyncio.run(_use(file))
+
+
+_VOLUME: Final = new_volume(b"x")[0]
+
+
+@target([_VOLUME.header.pack(), LuksHeader.new(SPEC, _VOLUME.header.hash_name).pack()])
+def luks(data: bytes) -> None:
+    """A header of an encrypted volume is refused, or written as it was read."""
+    with contextlib.suppress(CommandError):
+        header = LuksHeader.parse(data)
+        assert LuksHeader.parse(header.pack()) == header
+        assert header.material_length <= header.payload_offset
+        header.spec.cipher(bytes(header.key_length))
 
 
 async def _use(file: LoggedFile, *, read_only: bool = False) -> None:

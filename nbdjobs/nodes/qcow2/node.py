@@ -172,8 +172,7 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         self, options: LuksAmendOptions, secrets: Secrets, *, is_forced: bool
     ) -> None:
         """Change the passwords of the image; `CommandError` if it has none."""
-        if self.is_read_only:
-            raise CommandError("Block node is read-only")
+        self.check_permissions(Permission.WRITE, permissions.ALL)
         encrypt = self._options.encrypt
         key_secret = encrypt.key_secret if isinstance(encrypt, QCryptoBlockOptions) else None
         await amend_keys(
