@@ -27,6 +27,8 @@ class BlockOp(StrEnum):
     STREAM = "stream"
     REPLACE = "replace"
     SNAPSHOT = "snapshot"
+    INTERNAL_SNAPSHOT = "internal-snapshot"
+    INTERNAL_SNAPSHOT_DELETE = "internal-snapshot-delete"
 
 
 class OpBlockers:

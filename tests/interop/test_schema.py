@@ -26,6 +26,7 @@ from tests.qmp.schema_shape import Difference, differences
 OURS: Final[Mapping[str, str]] = {
     "* arg*.driver.copy-before-write.min-cluster-size": "since QEMU 9.2",
     "*.active": "since QEMU 10.0",
+    "* arg*.driver.qcow2.snapshot": "an extra of nbdjobs",
     "block-export-add arg.allow-inactive": "since QEMU 10.0",
     "blockdev-backup arg.cbw-timeout": "since QEMU 7.1 only on the copy-before-write node",
     "blockdev-backup arg.on-cbw-error": "since QEMU 7.1 only on the copy-before-write node",
@@ -65,7 +66,6 @@ _FORMAT: Final = "a disk format that nbdjobs does not read"
 _KERNEL: Final = "exports to the kernel or a virtual machine instead of NBD clients"
 _NETWORK: Final = "storage reached by a client library"
 _QUORUM: Final = "comes with the quorum driver, which is not planned"
-_SNAPSHOTS: Final = "comes with snapshots"
 
 #: Drivers of QEMU that nbdjobs does not have, and why.
 DRIVERS: Final[Mapping[str, str]] = {
@@ -172,7 +172,6 @@ THEIRS: Final[Mapping[str, str]] = {
     "query-* ret.*.image.format-specific.type.qcow2.data.bitmaps": _BITMAPS,
     "query-* ret.*.image.format-specific.type.rbd": _NETWORK,
     "query-* ret.*.image.format-specific.type.vmdk": _FORMAT,
-    "query-* ret.*.image.snapshots": _SNAPSHOTS,
 }
 
 Schema = list[dict[str, Any]]

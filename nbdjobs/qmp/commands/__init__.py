@@ -28,6 +28,7 @@ from nbdjobs.qmp.commands import (
     nodes,
     objects,
     run_state,
+    snapshots,
 )
 from nbdjobs.qmp.registry import Registry, commands_of
 
@@ -43,6 +44,7 @@ GROUPS: Final[tuple[ModuleType, ...]] = (
     objects,
     chardevs,
     create,
+    snapshots,
     backup,
     jobs,
     human_monitor,

@@ -11,17 +11,24 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nbdjobs.daemon import io_throttle
+from nbdjobs.errors import CommandError
 from nbdjobs.nodes.accounting import Accounting
 from nbdjobs.nodes.config import DetectZeroes
 from nbdjobs.nodes.device import Device
 from nbdjobs.nodes.error_policy import IoStatus
 from nbdjobs.nodes.file import FileNode
-from nbdjobs.nodes.graph import Graph
+from nbdjobs.nodes.graph import Graph, Role
 from nbdjobs.nodes.latency import Histogram
+from nbdjobs.nodes.luks import LuksNode
 from nbdjobs.nodes.node import Node
+from nbdjobs.nodes.qcow2.chain import combine
+from nbdjobs.nodes.qcow2.constants import Incompatible
+from nbdjobs.nodes.qcow2.node import Qcow2Node
+from nbdjobs.nodes.raw import RawNode
 from nbdjobs.nodes.snapshot_access import SnapshotAccess
 from nbdjobs.qapi.types import INT64_MAX, Uint64, flat_union, member
 from nbdjobs.qmp.commands.format_info import ImageInfoSpecific, describe_format
+from nbdjobs.qmp.commands.snapshot_info import SnapshotInfo, list_snapshots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +46,7 @@ class ImageInfo:
     backing_filename: str | None = None
     full_backing_filename: str | None = None
     backing_filename_format: str | None = None
+    snapshots: list[SnapshotInfo] | None = None
     backing_image: ImageInfo | None = None
     format_specific: ImageInfoSpecific | None = None
 
@@ -221,7 +229,8 @@ def describe_node(node: Node, *, flat: bool = False) -> BlockDeviceInfo:
         node_name=node.name,
         ro=node.is_read_only,
         drv=node.driver,
-        backing_file_depth=0 if flat else _filters_of(node),
+        backing_file=backing.filename if (backing := _backing(node)) is not None else None,
+        backing_file_depth=0 if flat else _depth_of(node),
         encrypted=node.is_encrypted,
         detect_zeroes=node.config.detect_zeroes,
         bps=0,
@@ -246,31 +255,68 @@ def _signed(number: int) -> int:
 
 def describe_image(node: Node, *, flat: bool = False) -> ImageInfo:
     """The image that a node shows; with `flat`, without those below it."""
-    below = None if flat else _filtered(node)
+    below = None if flat else _next_below(node)
+    name, full_name, driver = _backing_names(node)
     return ImageInfo(
         filename=node.filename,
         format=node.driver,
-        dirty_flag=False if _is_in_file(node) else None,
+        dirty_flag=_is_dirty(node) if _is_in_file(node) else None,
         actual_size=node.allocated_size,
         virtual_size=node.size,
-        cluster_size=node.cluster_size or None,
+        cluster_size=_cluster_size(node) or None,
         encrypted=node.is_encrypted or None,
+        backing_filename=name,
+        full_backing_filename=full_name,
+        backing_filename_format=driver,
+        snapshots=list_snapshots(node),
         backing_image=None if below is None else describe_image(below),
         format_specific=describe_format(node),
     )
 
 
-def _filtered(node: Node) -> Node | None:
-    """What a filter shows; QEMU treats it as a backing file here."""
-    if not node.is_filter:
-        return None
-    return next(edge.node for edge in node.edges.values() if edge.is_primary)
+def _next_below(node: Node) -> Node | None:
+    """The backing node, or what a filter shows; QEMU treats both alike here."""
+    if node.is_filter:
+        return next(edge.node for edge in node.edges.values() if edge.is_primary)
+    return _backing(node)
 
 
-def _filters_of(node: Node) -> int:
-    """How many filters are on top of each other."""
-    below = _filtered(node)
-    return 0 if below is None else 1 + _filters_of(below)
+def _backing(node: Node) -> Node | None:
+    """The node that is read where this one has nothing."""
+    return next((edge.node for edge in node.edges.values() if edge.role is Role.BACKING), None)
+
+
+def _depth_of(node: Node) -> int:
+    """How many nodes are below each other."""
+    below = _next_below(node)
+    return 0 if below is None else 1 + _depth_of(below)
+
+
+def _backing_names(node: Node) -> tuple[str | None, str | None, str | None]:
+    """What an image says of its backing file: the name, seen from here, and the format."""
+    if not isinstance(node, Qcow2Node) or not node.header.backing_file:
+        return None, None, None
+    name = node.header.backing_file.decode(errors="replace")
+    try:
+        full = combine(node.filename, name)
+    except CommandError:
+        full = None
+    return name, full, node.header.backing_format
+
+
+def _cluster_size(node: Node) -> int:
+    """That of the image that a filter or a raw node shows."""
+    while node.is_filter or isinstance(node, RawNode):
+        node = next(edge.node for edge in node.edges.values() if edge.is_primary)
+    return node.cluster_size
+
+
+def _is_dirty(node: Node) -> bool:
+    """Whether refcounts of the image need not be right."""
+    if isinstance(node, Qcow2Node):
+        return bool(node.header.incompatible & Incompatible.DIRTY)
+    file = node.edges.get("file")
+    return file is not None and not isinstance(node, LuksNode) and _is_dirty(file.node)
 
 
 def _is_in_file(node: Node) -> bool:
