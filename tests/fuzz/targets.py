@@ -14,7 +14,7 @@ import contextlib
 import errno
 import json
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -405,10 +405,15 @@ async def _use(file: LoggedFile, *, read_only: bool = False) -> None:
             for offset in (0, device.size // 2, max(device.size - 4096, 0)):
                 length = min(device.size - offset, 4096)
                 buffer = memoryview(bytearray(length))
-                with contextlib.suppress(NodeError):
-                    await device.pread(offset, buffer)
-                with contextlib.suppress(NodeError):
-                    await device.block_status(offset, length)
+                await _ask(device.pread(offset, buffer))
+                await _ask(device.block_status(offset, length))
                 if not read_only:
-                    with contextlib.suppress(NodeError):
-                        await device.pwrite(offset, buffer)
+                    await _ask(device.pwrite(offset, buffer))
+                    await _ask(device.pwrite_zeroes(offset, length // 2))
+                    await _ask(device.pdiscard(offset, length // 4))
+                    await _ask(device.flush())
+
+
+async def _ask(request: Coroutine[Any, Any, object]) -> None:
+    with contextlib.suppress(NodeError):
+        await request
