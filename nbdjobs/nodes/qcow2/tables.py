@@ -239,6 +239,14 @@ class Tables:
 
     # Changing
 
+    def writable_now(self, number: int) -> Slice | None:
+        """The same as `writable_slice`, if that needs no wait, no check and nothing new."""
+        slice_ = self.slices.get(number)
+        if slice_ is None or not slice_.is_safe or len(self._reclaim.unlinked) > _MOST_UNLINKED:
+            return None
+        slice_.was_used = True
+        return slice_ if self.l1[number >> self._table_shift] & COPIED else None
+
     async def writable_slice(self, number: int) -> Slice:
         """Get a slice whose table belongs to this disk alone; the table is made if need be.
 

@@ -58,14 +58,36 @@ class _Piece(NamedTuple):
     is_blank: bool
 
 
+class Filling:
+    """Clusters that are being filled by one piece; most of the time nobody waits for it."""
+
+    __slots__ = ("_ended", "clusters", "first")
+
+    def __init__(self, first: int, clusters: int):
+        self.first = first
+        self.clusters = clusters
+        self._ended: asyncio.Future[None] | None = None
+
+    async def ended(self) -> None:
+        """Wait for the end, however it comes."""
+        if self._ended is None:
+            self._ended = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._ended)
+
+    def end(self) -> None:
+        """Let those go on who wait."""
+        if self._ended is not None:
+            self._ended.set_result(None)
+
+
 class Pending:
     """Which guest clusters are being filled, so that their entries will change."""
 
     def __init__(self) -> None:
-        self._clusters: dict[int, asyncio.Future[None]] = {}
+        self._clusters: dict[int, Filling] = {}
 
-    def at(self, first: int, end: int) -> asyncio.Future[None] | None:
-        """The end of what is going on at one of the clusters, to be waited for with a shield."""
+    def at(self, first: int, end: int) -> Filling | None:
+        """What is going on at one of the clusters, if anything."""
         if not self._clusters:
             return None
         for cluster in range(first, end):
@@ -78,19 +100,18 @@ class Pending:
         """How many clusters from `first` on are not being filled."""
         return next((c - first for c in range(first, end) if c in self._clusters), end - first)
 
-    def begin(self, first: int, count: int) -> asyncio.Future[None]:
+    def begin(self, first: int, clusters: int) -> Filling:
         """Enter clusters at which nothing is going on."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        for cluster in range(first, first + count):
-            self._clusters[cluster] = future
-        return future
+        filling = Filling(first, clusters)
+        for cluster in range(first, first + clusters):
+            self._clusters[cluster] = filling
+        return filling
 
-    def end(self, first: int, count: int, future: asyncio.Future[None]) -> None:
+    def end(self, filling: Filling) -> None:
         """Take them out again and let those go on who waited."""
-        for cluster in range(first, first + count):
+        for cluster in range(filling.first, filling.first + filling.clusters):
             del self._clusters[cluster]
-        if not future.done():
-            future.set_result(None)
+        filling.end()
 
 
 class Writer:
@@ -131,31 +152,37 @@ class Writer:
 
     async def _write_some(self, offset: int, data: memoryview) -> int:
         """Write the beginning of `data`; returns how much, 0 to be called again."""
-        tables, bits = self._tables, self._geometry.cluster_bits
-        number = offset >> tables.slice_shift
-        slice_ = await tables.writable_slice(number)
-        extent = tables.extent_in(slice_, number, offset, len(data))
-        if extent.kind is Kind.DATA and extent.is_private:
-            await self._write_in_place(slice_, extent, offset, data)
-            return extent.length
+        tables, geometry = self._tables, self._geometry
+        bits = geometry.cluster_bits
         first = offset >> bits
+        number = offset >> tables.slice_shift
+        slice_ = tables.writable_now(number) or await tables.writable_slice(number)
+        extent = None
+        # An entry of nothing but zeroes says of itself that its cluster is not there.
+        if slice_.words[(first & tables.index_mask) * geometry.stride]:
+            extent = tables.extent_in(slice_, number, offset, len(data))
+            if extent.kind is Kind.DATA and extent.is_private:
+                await self._write_in_place(slice_, extent, offset, data)
+                return extent.length
         under_way = self.pending.at(first, first + 1)
         if under_way is not None:
-            await asyncio.shield(under_way)
+            await under_way.ended()
             return 0
-        length = extent.length
-        if not extent.is_private:
+        if extent is not None and extent.is_private:
+            length = extent.length
+        else:
+            extent = None
             length = self._length_to_choose(slice_, number, offset, len(data))
         last = (offset + length - 1) >> bits
-        count = self.pending.free_from(first, last + 1)
+        count = self.pending.free_from(first, last + 1) if last > first else 1
         entries = self._entries(slice_, first, count)
-        future = self.pending.begin(first, count)
+        filling = self.pending.begin(first, count)
         try:
             piece = await self._piece(extent, offset, first, count)
             length = min(length, ((first + piece.clusters) << bits) - offset)
             await self._fill_and_link(piece, entries, number, offset, data[:length])
         finally:
-            self.pending.end(first, count, future)
+            self.pending.end(filling)
         return length
 
     def _length_to_choose(self, slice_: Slice, number: int, offset: int, length: int) -> int:
@@ -174,10 +201,10 @@ class Writer:
         index = (first & self._tables.index_mask) * stride
         return slice_.words[index : index + count * stride]
 
-    async def _piece(self, extent: Extent, offset: int, first: int, count: int) -> _Piece:
-        """Find the host clusters to fill: those that are there, or new ones, maybe fewer."""
+    async def _piece(self, extent: Extent | None, offset: int, first: int, count: int) -> _Piece:
+        """Find the host clusters to fill: those of the extent, or new ones, maybe fewer."""
         size, bits = self._geometry.cluster_size, self._geometry.cluster_bits
-        if extent.is_private:
+        if extent is not None:
             host = extent.host - (offset & (size - 1))
             self._check_place(host, count << bits)
             return _Piece(first, count, host, is_new=False, is_blank=False)
@@ -194,16 +221,20 @@ class Writer:
     async def _fill_and_link(
         self, piece: _Piece, entries: Words, number: int, offset: int, data: memoryview
     ) -> None:
-        begin, end = self._bounds(piece, entries, offset, offset + len(data))
+        tables, stop = self._tables, offset + len(data)
+        begin, end = self._bounds(piece, entries, offset, stop)
         try:
-            await self._fill(piece, begin, end, offset, data)
-            slice_ = await self._tables.writable_slice(number)
+            if begin == offset and end == stop:
+                await self._write_to(piece, offset, data)
+            else:
+                await self._fill(piece, begin, end, offset, data)
+            slice_ = tables.writable_now(number) or await tables.writable_slice(number)
         except BaseException:
             if piece.is_new and not self._geometry.has_data_file:
                 self._refcounts.release(piece.host >> self._geometry.cluster_bits, piece.clusters)
             raise
         self._link(piece, entries, slice_, begin, end)
-        self._tables.mark(number, slice_)
+        tables.mark(number, slice_)
 
     # Filling
 
@@ -266,7 +297,7 @@ class Writer:
         index = (piece.first & self._tables.index_mask) * stride
         for number in range(piece.clusters):
             old = entries[number * stride]
-            if piece.is_new:
+            if old and piece.is_new:
                 self.drop(old)
             slice_.words[index] = piece.host + number * size | COPIED
             if stride == 2:
@@ -305,14 +336,14 @@ class Writer:
         number = offset >> self._tables.slice_shift
         await self._tables.writable_slice(number)
         while (under_way := self.pending.at(cluster, cluster + 1)) is not None:
-            await asyncio.shield(under_way)
-        future = self.pending.begin(cluster, 1)
+            await under_way.ended()
+        filling = self.pending.begin(cluster, 1)
         try:
             entry = await self._compressed.write(content)
             if entry is not None:
                 await self._link_compressed(number, cluster, entry)
         finally:
-            self.pending.end(cluster, 1, future)
+            self.pending.end(filling)
         if entry is None:
             await self.write(offset, content[: self._disk_size() - offset])
 

@@ -147,7 +147,7 @@ class Zeroer:
         bits = self._geometry.cluster_bits
         under_way = self._writer.pending.at(begin >> bits, ((end - 1) >> bits) + 1)
         if under_way is not None:
-            await asyncio.shield(under_way)
+            await under_way.ended()
             return begin
         partial = self._partial_compressed(slice_, begin, end)
         if partial is not None:
