@@ -24,6 +24,7 @@ from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.reopening import reopen
 from nbdjobs.nodes.status import DATA
 from tests.nodes.encrypted import SPEC, new_volume, volume_of_zeroes
+from tests.nodes.faults import MemoryNode
 
 SIZE: Final = 3 << 20
 PASSWORD: Final = b"open sesame"
@@ -104,6 +105,41 @@ def test_the_same_content_looks_different_everywhere(path: Path) -> None:
     payload = path.read_bytes()[START:]
     blocks = {payload[place : place + 16] for place in range(0, SIZE, 16)}
     assert len(blocks) == SIZE // 16
+
+
+class ReadyNode(MemoryNode):
+    """Reads on the spot, while it is asked to."""
+
+    is_ready = True
+
+    def pread_now(self, offset: int, buffer: memoryview, data_only: bool) -> bool:
+        if self.is_ready:
+            buffer[:] = self.content[offset : offset + len(buffer)]
+        return self.is_ready
+
+
+def test_whole_sectors_are_read_on_the_spot_where_the_file_can() -> None:
+    file = ReadyNode(volume_of_zeroes(8192, PASSWORD), name="file")
+    file.is_owned_by_user = True
+
+    async def run() -> None:
+        graph = make_graph()
+        graph.add(file)
+        wanted = LuksOptions(driver="luks", node_name="disk", file="file", key_secret="right")
+        node = await open_node(graph, wanted)
+        await node.pwrite(1024, memoryview(b"x" * 512))
+        buffer = memoryview(bytearray(1024))
+        assert node.pread_now(512, buffer, True)
+        assert buffer == bytes(512) + b"x" * 512
+        assert not node.pread_now(700, buffer, False)
+        assert not node.pread_now(0, buffer[:700], False)
+        file.is_ready = False
+        assert not node.pread_now(512, buffer, False)
+        buffer[:] = bytes(1024)
+        await node.pread(512, buffer)
+        assert buffer == bytes(512) + b"x" * 512
+
+    asyncio.run(run())
 
 
 def test_long_requests_let_others_have_a_turn(path: Path) -> None:
