@@ -23,11 +23,12 @@ from nbdjobs.nodes.qcow2.files import Files
 from nbdjobs.nodes.qcow2.header_file import HeaderFile
 from nbdjobs.nodes.qcow2.mapping import Words
 from nbdjobs.nodes.qcow2.options import CacheSizes
-from nbdjobs.nodes.qcow2.overlap import Metadata, MetadataMap
+from nbdjobs.nodes.qcow2.overlap import Metadata, MetadataMap, tables_in
 from nbdjobs.nodes.qcow2.reading import Reader
 from nbdjobs.nodes.qcow2.reclaim import Reason, Reclaim
 from nbdjobs.nodes.qcow2.refcounts import Refcounts
-from nbdjobs.nodes.qcow2.snapshots import Snapshot, find_snapshot, parse_snapshots
+from nbdjobs.nodes.qcow2.snapshot_table import read_snapshots
+from nbdjobs.nodes.qcow2.snapshots import Snapshot, find_snapshot
 from nbdjobs.nodes.qcow2.tables import Tables
 from nbdjobs.nodes.qcow2.writing import Writer
 from nbdjobs.nodes.qcow2.zeroing import Zeroer
@@ -157,7 +158,7 @@ class Image:
             NodeError: One of them cannot be read.
         """
         fields = header.header
-        snapshots = await read_snapshots(header, files)
+        snapshots = await read_snapshots(header.header, files)
         l1 = await _read_l1(header, files, snapshots, shown)
         count = (fields.refcount_table_clusters << fields.cluster_bits) // ENTRY_SIZE
         table = await files.read_words(fields.refcount_table_offset, count)
@@ -193,9 +194,8 @@ class Image:
             found.set_area(
                 Metadata.BITMAP_DIRECTORY, bitmaps.directory_offset, bitmaps.directory_size
             )
-        found.l2_tables = {(entry & OFFSET_MASK) >> bits for entry in l1 if entry}
-        mask = constants.REFCOUNT_OFFSET_MASK
-        found.refcount_blocks = {(entry & mask) >> bits for entry in refcount_table if entry}
+        found.l2_tables = tables_in(l1, bits, OFFSET_MASK)
+        found.refcount_blocks = tables_in(refcount_table, bits, constants.REFCOUNT_OFFSET_MASK)
         return found
 
     def _map_snapshots(self, found: MetadataMap, snapshots: tuple[Snapshot, ...]) -> None:
@@ -278,18 +278,3 @@ async def _read_l1(
     size = fields.size if snapshot.size is None else snapshot.size
     l1.extend([0] * (fields.geometry.l1_entries(size) - len(l1)))
     return l1
-
-
-async def read_snapshots(header: HeaderFile, files: Files) -> tuple[Snapshot, ...]:
-    """Read the table of internal snapshots.
-
-    Raises:
-        CommandError: It cannot be true.
-    """
-    fields = header.header
-    if not fields.snapshot_count:
-        return ()
-    available = max(files.file.size - fields.snapshots_offset, 0)
-    length = min(available, constants.MAX_SNAPSHOT_TABLE_BYTES)
-    table = await files.read(fields.snapshots_offset, length)
-    return parse_snapshots(table, fields.snapshot_count, fields.cluster_size)[0]

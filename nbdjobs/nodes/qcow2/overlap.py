@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from nbdjobs.nodes.qcow2.errors import CorruptionError
+from nbdjobs.nodes.qcow2.mapping import Words
 
 
 class Metadata(StrEnum):
@@ -26,6 +27,19 @@ class Metadata(StrEnum):
     SNAPSHOT_TABLE = "snapshot table"
     INACTIVE_L1 = "inactive L1 table"
     BITMAP_DIRECTORY = "bitmap directory"
+
+
+MOST_TABLES: Final = 256 * 1024
+"""L2 tables or refcount blocks that are remembered; with clusters of 64 KiB, for 128 TiB of data.
+The tables of images with more of them are not looked for: that would take more memory than the
+caches."""
+
+
+def tables_in(words: Words, cluster_bits: int, mask: int) -> set[int]:
+    """The clusters that the entries of an L1 or refcount table point at, if not too many."""
+    if len(words) - words.count(0) > MOST_TABLES:
+        return set()
+    return {(entry & mask) >> cluster_bits for entry in words if entry}
 
 
 class _Area(NamedTuple):

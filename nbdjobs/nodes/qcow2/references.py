@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
 from nbdjobs.errors import CommandError
-from nbdjobs.nodes.qcow2 import constants
 from nbdjobs.nodes.qcow2.bitmaps import parse_directory
 from nbdjobs.nodes.qcow2.constants import (
     COMPRESSED,
@@ -24,7 +23,8 @@ from nbdjobs.nodes.qcow2.constants import (
 from nbdjobs.nodes.qcow2.files import Files
 from nbdjobs.nodes.qcow2.header import Header
 from nbdjobs.nodes.qcow2.mapping import Words
-from nbdjobs.nodes.qcow2.snapshots import Snapshot, parse_snapshots
+from nbdjobs.nodes.qcow2.snapshot_table import read_snapshots
+from nbdjobs.nodes.qcow2.snapshots import Snapshot
 
 
 class Reference(NamedTuple):
@@ -78,13 +78,8 @@ class References:
 
     async def snapshots(self) -> tuple[Snapshot, ...]:
         """The internal snapshots, none if their table is damaged."""
-        header = self._header
-        if not header.snapshot_count:
-            return ()
-        room = min(max(self.end - header.snapshots_offset, 0), constants.MAX_SNAPSHOT_TABLE_BYTES)
         try:
-            table = await self._files.read(header.snapshots_offset, room)
-            return parse_snapshots(table, header.snapshot_count, header.cluster_size)[0]
+            return await read_snapshots(self._header, self._files)
         except CommandError as error:
             self._report(f"ERROR snapshot table: {error}")
             return ()

@@ -10,7 +10,9 @@ it, sector by sector, and looked at.
 from __future__ import annotations
 
 import asyncio
+import struct
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -21,9 +23,10 @@ from nbdjobs.nodes.qcow2.check import Fix
 from nbdjobs.nodes.qcow2.constants import Incompatible
 from nbdjobs.nodes.qcow2.create import CreateOptions, empty_image
 from nbdjobs.nodes.qcow2.header import Header
+from nbdjobs.nodes.qcow2.snapshots import parse_snapshots
 from tests.nodes.faults import MemoryNode
 from tests.nodes.qcow2.logged_file import SECTOR, LoggedFile
-from tests.nodes.qcow2.rig import checked, content_of, image_of, opened
+from tests.nodes.qcow2.rig import HAS_QEMU_IMG, checked, content_of, image_of, opened, qemu_img
 
 DISK = 192 * 1024
 CLIENTS = 4
@@ -241,3 +244,46 @@ def test_a_crash_while_the_size_changes_leaves_the_old_or_the_new(seed: int) -> 
                     assert not any(tail)
 
     asyncio.run(run())
+
+
+@pytest.mark.interop
+@pytest.mark.skipif(not HAS_QEMU_IMG, reason="needs qemu-img")
+@pytest.mark.parametrize("name", ["4k", "512", "subclusters"])
+def test_a_crash_never_touches_what_a_snapshot_holds(name: str, tmp_path: Path) -> None:
+    random = Random(name)
+    before = random.randbytes(DISK // 2) + bytes(DISK // 2)
+    path = tmp_path / "image.qcow2"
+
+    async def run() -> None:
+        empty = LoggedFile(empty_image(IMAGES[name]))
+        async with opened(empty) as device:
+            await device.pwrite(0, memoryview(before[: DISK // 2]))
+        path.write_bytes(empty.content)
+        qemu_img("snapshot", "-c", "then", path)
+        file = LoggedFile(path.read_bytes(), seed=1)
+        history = History(before)
+        more: dict[str, Any] = {"l2_cache_size": 512, "l2_cache_entry_size": 512}
+        async with opened(file, **more) as device:
+            clients = (client(device, file, history, random) for _ in range(CLIENTS))
+            await asyncio.gather(*clients)
+        last = file.tick()
+        for _ in range(CRASHES):
+            time = random.randrange(last + 1)
+            image = file.after_crash(time, random)
+            await look_at(image, None, None, time, history)
+            async with opened(LoggedFile(with_snapshot_active(image)), read_only=True) as device:
+                assert await content_of(device) == before
+        found = await checked(file)
+        assert (found.corruptions, found.leaks) == (0, 0), found.messages
+
+    asyncio.run(run())
+
+
+def with_snapshot_active(image: bytes) -> bytes:
+    """The image as if its only snapshot were the disk."""
+    header = Header.parse(image)
+    table = image[header.snapshots_offset :]
+    (snapshot,), _ = parse_snapshots(table, 1, header.cluster_size)
+    shown = bytearray(image)
+    struct.pack_into(">IQ", shown, 36, snapshot.l1_size, snapshot.l1_offset)
+    return bytes(shown)
