@@ -16,6 +16,9 @@ from nbdjobs.daemon.object_options import QCryptoSecretFormat, SecretProperties
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes.secrets import Secrets
 
+MAX_SECRET: Final = 1024 * 1024
+"""Bytes of a file that may be a secret; a disk named by mistake is none."""
+
 _KEY: Final = 32
 _BLOCK: Final = 16
 _BASE64: Final = re.compile(rb"[A-Za-z0-9+/=\n]*")
@@ -57,12 +60,15 @@ def _read(options: SecretProperties) -> bytes:
     try:
         with Path(options.file).open("rb") as file:
             doing = "Error reading"
-            return file.read()
+            content = file.read(MAX_SECRET + 1)
     except OSError as error:
         doing = "Error reading" if isinstance(error, IsADirectoryError) else doing
         raise CommandError(
             f"Unable to read {options.file}: {doing} file “{options.file}”: {error.strerror}"
         ) from error
+    if len(content) > MAX_SECRET:
+        raise CommandError(f"Unable to read {options.file}: more than {MAX_SECRET} bytes")
+    return content
 
 
 def _decode(text: bytes) -> bytes:

@@ -47,6 +47,11 @@ def test_a_secret_comes_from_text_or_a_file(tmp_path: Path) -> None:
     assert load(file=str(tmp_path / "base64"), format="base64") == b"hidden"
 
 
+def test_a_file_without_end_is_no_secret() -> None:
+    with pytest.raises(CommandError, match="Unable to read /dev/zero: more than 1048576 bytes"):
+        load(file="/dev/zero")
+
+
 @pytest.mark.parametrize(
     ("text", "content"),
     [
