@@ -14,6 +14,7 @@ from typing import Final
 
 import pytest
 
+from nbdjobs.daemon.daemon import Daemon
 from nbdjobs.nodes import permissions
 from nbdjobs.nodes.crypto import luks
 from nbdjobs.nodes.crypto.algorithms import QCryptoHashAlgorithm
@@ -27,6 +28,7 @@ from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.qcow2.constants import Encryption
 from nbdjobs.nodes.qcow2.create import CreateOptions, empty_image
 from nbdjobs.nodes.qcow2.options import Qcow2Options, QCryptoBlockOptions
+from nbdjobs.qmp.commands import REGISTRY
 from tests.interop import encrypted_images
 from tests.interop.encrypted_images import PASSWORD, SECRET
 from tests.interop.oracle import Oracle
@@ -151,6 +153,52 @@ def test_images_made_by_qemu(options: str, tmp_path: Path) -> None:
     encrypted_images.create("qcow2", path, given, SIZE)
     variant = "aes" if "aes" in options else "luks"
     goes_back_and_forth(variant, path, tmp_path / "plain")
+
+
+@pytest.mark.parametrize("variant", ["aes", "luks"])
+def test_a_backup_into_an_encrypted_image_is_what_qemu_reads(variant: str, tmp_path: Path) -> None:
+    plain, image = tmp_path / "plain", tmp_path / "image"
+    plain.write_bytes(bytes(200_000) + Random(5).randbytes(SIZE - 300_000) + bytes(100_000))
+    image.write_bytes(empty_image(VARIANTS[variant]))
+    encrypt = encryption(variant, "right")
+    steps: list[Ask] = [
+        secret("right", PASSWORD),
+        ("blockdev-add", {"driver": "file", "node-name": "source", "filename": str(plain)}),
+        (
+            "blockdev-add",
+            {
+                "driver": "qcow2",
+                "node-name": "target",
+                "file": {"driver": "file", "filename": str(image)},
+                "encrypt": encrypt,
+            },
+        ),
+        (
+            "blockdev-backup",
+            {
+                "job-id": "b",
+                "device": "source",
+                "target": "target",
+                "sync": "full",
+                "auto-dismiss": False,
+            },
+        ),
+    ]
+
+    async def go() -> None:
+        daemon = Daemon()
+        try:
+            for command, arguments in steps:
+                await REGISTRY.find(command).execute(daemon, arguments)
+            job = daemon.jobs.get("b")
+            await daemon.jobs.ended(job)
+            assert job.error is None
+        finally:
+            await daemon.shutdown()
+
+    asyncio.run(go())
+    encrypted_images.assert_same(image_options(variant, image), plain)
+    run("qemu-img", "check", "-q", *SECRET, "--image-opts", image_options(variant, image))
 
 
 # Answers
