@@ -112,6 +112,7 @@ class Image:
             on_freed=self.compressed.forget,
             is_lazy=is_lazy,
         )
+        self.reclaim.changed = self.committer.changed
         self.reader = Reader(geometry, files, self.tables, self.compressed)
         self.writer = Writer(
             geometry,

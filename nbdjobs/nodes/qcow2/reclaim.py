@@ -17,7 +17,7 @@ commit makes free waits until no request of its epoch, or of an earlier one, is 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from typing import NamedTuple
@@ -75,11 +75,13 @@ class Reclaim:
 
     Attributes:
         epoch: Where a request that begins now counts itself, and out again at its end.
+        changed: Called whenever there is something new for a commit to do.
         unlinked: References that went since the last commit began.
     """
 
     def __init__(self, discarded: Iterable[Reason] = ()) -> None:
         self.epoch = Epoch()
+        self.changed: Callable[[], None] = lambda: None
         self._discarded = frozenset(discarded)
         self.unlinked: list[Freed] = []
         self._stable: deque[_Batch] = deque()
@@ -101,6 +103,7 @@ class Reclaim:
     def drop(self, cluster: int, count: int = 1, reason: Reason = Reason.OTHER) -> None:
         """Take note that references to clusters went out of the metadata in memory."""
         may_discard = self.may_discard(reason)
+        self.changed()
         if self.unlinked:
             last = self.unlinked[-1]
             if last.first + last.clusters == cluster and last.may_discard == may_discard:

@@ -27,6 +27,7 @@ from nbdjobs.nodes.qcow2.constants import Autoclear, Incompatible
 from nbdjobs.nodes.qcow2.create import CreateOptions, empty_image
 from nbdjobs.nodes.qcow2.header import Header
 from nbdjobs.nodes.qcow2.options import Qcow2Options
+from nbdjobs.nodes.qcow2.refcount_table import unpack_block
 from nbdjobs.nodes.qcow2.snapshots import Snapshot, parse_snapshots
 from nbdjobs.nodes.status import Status
 from tests.nodes.faults import MemoryNode
@@ -585,8 +586,33 @@ def test_an_error_at_any_write_fails_that_request_alone(nth: int, is_written: bo
             assert (await content_of(device))[: len(content)] == content
         assert not events
         found = await checked(file)
-        assert not found.corruptions, found.messages
+        assert (found.corruptions, found.leaks) == (0, 0), found.messages
         async with opened(file, read_only=True) as device:
             assert (await content_of(device))[: len(content)] == content
+
+    asyncio.run(run())
+
+
+def test_clusters_of_a_write_that_failed_are_free_again_when_the_image_is_closed() -> None:
+    class FullFile(LoggedFile):
+        is_full = False
+
+        async def _put(self, offset: int, data: bytes) -> None:
+            if self.is_full and offset >= len(self.content):
+                raise NodeError(errno.ENOSPC)
+            await super()._put(offset, data)
+
+    async def run() -> None:
+        file = FullFile(empty_image(OPTIONS))
+        async with opened(file) as device:
+            await device.pwrite(0, memoryview(b"x" * CLUSTER))
+            await device.flush()
+            file.is_full = True
+            with pytest.raises(NodeError) as caught:
+                await device.pwrite(CLUSTER, memoryview(b"x" * CLUSTER))
+            assert caught.value.errno == errno.ENOSPC
+        found = await checked(file)
+        assert found.messages == []
+        assert unpack_block(bytes(file.content[2 * CLUSTER : 3 * CLUSTER]), 4)[6] == 0
 
     asyncio.run(run())
