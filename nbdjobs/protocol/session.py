@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from time import perf_counter
 from typing import Any, Final
 
@@ -25,12 +25,16 @@ from nbdjobs.eager import start
 from nbdjobs.errors import NodeError, ProtocolError
 from nbdjobs.protocol.buffers import POOLED_FROM, BufferPool, ReceiveBuffer
 from nbdjobs.protocol.constants import (
-    BASE_ALLOCATION,
-    AllocationState,
-    HeaderStyle,
     ReplyFlag,
 )
-from nbdjobs.protocol.export import Extent, MetaContext
+from nbdjobs.protocol.export import MetaContext
+from nbdjobs.protocol.extents import (
+    MAX_EXTENTS,
+    MAX_READ_EXTENTS,
+    ExtentSearch,
+    allocation_context,
+    runs_of,
+)
 from nbdjobs.protocol.memory import Budget, Holdings
 from nbdjobs.protocol.messages import nbd_error, unpack_status_payload
 from nbdjobs.protocol.negotiation import Chosen
@@ -65,21 +69,10 @@ wait for the next; then nothing new is begun."""
 FLUSH_PIECES: Final = 1000
 """Pieces of replies that leave at once: below the kernel's limit of 1024 (IOV_MAX)."""
 
-MAX_EXTENTS: Final = 16 * 1024
-"""Extents in one reply; the specification allows 2**20, the client asks again for the rest."""
-
-MAX_READ_EXTENTS: Final = 32
-"""Extents looked up for one sparse read; behind them a read is all data."""
-
-EXTENTS_AT_ONCE: Final = 16
-"""Extents looked up before others have their turn: about 300 us in a file full of holes."""
-
 NEVER: Final = 1 << 64
 """A length that no read has."""
 
 _DONE: Final = int(ReplyFlag.DONE)
-_ZERO: Final = int(AllocationState.ZERO)
-
 _log = logging.getLogger(__name__)
 
 
@@ -136,7 +129,7 @@ class Session:
         self._backend = export.backend
         self._replies = REPLIES[chosen.style]
         self._contexts: Mapping[int, MetaContext] = chosen.contexts
-        self._allocation = _allocation_context(chosen)
+        self._allocation = allocation_context(chosen)
         self._rules = Rules(export, chosen.style, chosen.contexts.keys())
         self._pool = pool
         self._flush = flush
@@ -147,7 +140,7 @@ class Session:
         self._unsent = 0
         self._most_waiting = ALONE.waiting
         self._tasks: set[asyncio.Task[None]] = set()
-        self._long_search = asyncio.Lock()
+        self._search = ExtentSearch()
         self.needed = self._rules.layout.size
 
     @property
@@ -429,7 +422,8 @@ class Session:
             self.out.append(self._replies.empty(cookie, offset))
             return
         begun = perf_counter()
-        runs = _runs(await self._extents(allocation, offset, length, MAX_READ_EXTENTS), length)
+        found = await self._search.find(allocation, offset, length, MAX_READ_EXTENTS)
+        runs = runs_of(found, length)
         looked_s = perf_counter() - begun
         if len(runs) == 1 and not runs[0].flags:
             await self._read(cookie, offset, length)
@@ -491,7 +485,7 @@ class Session:
             contexts = {number: contexts[number] for number in ids}
         limit = 1 if flags & REQ_ONE else MAX_EXTENTS
         found = [
-            (number, await self._extents(context, offset, length, limit))
+            (number, await self._search.find(context, offset, length, limit))
             for number, context in contexts.items()
         ]
         last = found[-1][0]
@@ -499,48 +493,3 @@ class Session:
             done = _DONE if number == last else 0
             self.out.append(self._replies.status(cookie, offset, number, extents, done))
             self.out_bytes += len(self.out[-1])
-
-    async def _extents(
-        self, context: MetaContext, offset: int, length: int, limit: int
-    ) -> Sequence[Extent]:
-        """Look up extents, a few at a time, and only for one request of the client at a time."""
-        found = await context.extents(offset, length, min(limit, EXTENTS_AT_ONCE))
-        if len(found) < EXTENTS_AT_ONCE or limit <= EXTENTS_AT_ONCE:
-            return found
-        extents = list(found)
-        position = offset + sum(extent.length for extent in found)
-        end = offset + length
-        async with self._long_search:
-            while position < end and len(extents) < limit:
-                await asyncio.sleep(0)
-                wanted = min(limit - len(extents), EXTENTS_AT_ONCE)
-                more = await context.extents(position, end - position, wanted)
-                position += sum(extent.length for extent in more)
-                if more[0].flags == extents[-1].flags:  # changed since, or cut off at the limit
-                    extents[-1] = Extent(extents[-1].length + more[0].length, more[0].flags)
-                    more = more[1:]
-                extents += more
-        return extents
-
-
-def _allocation_context(chosen: Chosen) -> MetaContext | None:
-    """Find what tells holes from data; simple replies cannot describe holes."""
-    if chosen.style is HeaderStyle.SIMPLE:
-        return None
-    found = (context for context in chosen.export.contexts if context.name == BASE_ALLOCATION)
-    return next(found, None)
-
-
-def _runs(extents: Sequence[Extent], length: int) -> list[Extent]:
-    """Merge extents into runs that read as zeroes (flags 1) or may not (0).
-
-    They cover exactly `length` bytes; what the extents leave out counts as data.
-    """
-    runs: list[Extent] = []
-    for run_length, flags in (*extents, (length - sum(extent.length for extent in extents), 0)):
-        is_zero = 1 if flags & _ZERO else 0
-        if runs and runs[-1].flags == is_zero:
-            runs[-1] = Extent(runs[-1].length + run_length, is_zero)
-        elif run_length:
-            runs.append(Extent(run_length, is_zero))
-    return runs

@@ -17,9 +17,10 @@ import uvloop
 from nbdjobs.protocol.buffers import BufferPool, ReceiveBuffer
 from nbdjobs.protocol.constants import REQUEST_MAGIC, Command, CommandFlag, HeaderStyle
 from nbdjobs.protocol.export import Export, Extent
+from nbdjobs.protocol.extents import EXTENTS_AT_ONCE
 from nbdjobs.protocol.memory import Budget
 from nbdjobs.protocol.negotiation import Chosen
-from nbdjobs.protocol.session import EXTENTS_AT_ONCE, Session
+from nbdjobs.protocol.session import Session
 from nbdjobs.protocol.turns import (
     ALONE,
     CHANGE_COST,
