@@ -33,7 +33,12 @@ from nbdjobs.nodes.qcow2 import chain, constants, reopening, snapshotting
 from nbdjobs.nodes.qcow2.check import repair_dirty
 from nbdjobs.nodes.qcow2.constants import COPIED, Incompatible
 from nbdjobs.nodes.qcow2.create import CreateOptions, create
-from nbdjobs.nodes.qcow2.encryption import ENCRYPTED_LIMITS, amend_keys, open_cipher
+from nbdjobs.nodes.qcow2.encryption import (
+    ENCRYPTED_LIMITS,
+    PayloadCipher,
+    amend_keys,
+    open_cipher,
+)
 from nbdjobs.nodes.qcow2.errors import CorruptionError
 from nbdjobs.nodes.qcow2.event import BlockImageCorrupted
 from nbdjobs.nodes.qcow2.files import Files
@@ -90,6 +95,7 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         self._has_told = False
         self._tell: Callable[[object], None] | None = None
         self._secrets = Secrets()
+        self._cipher: PayloadCipher | None = None
         self._cleaner: asyncio.TimerHandle | None = None
         self._data_edge = "file"
         self._clean_every_s = 0
@@ -164,7 +170,7 @@ class Qcow2Node(DriverNode[Qcow2Options]):
     async def _find_key(self, header: Header) -> None:
         cipher = await open_cipher(header, self._files, self._options, self._secrets)
         if cipher is not None:
-            self._files.cipher = cipher
+            self._files.cipher = self._cipher = cipher
             self.is_encrypted = True
             self.set_limits(ENCRYPTED_LIMITS)
 
@@ -305,11 +311,9 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         }
 
     def _use(self, image: Image) -> None:
-        """Have at hand what the short way needs, unless there is something to be decrypted."""
+        """Have at hand what the short way needs."""
         geometry, tables = image.geometry, image.tables
         self._reclaim = image.reclaim
-        if self.is_encrypted:
-            return
         self._slices = tables.slices
         self._slice_shift = tables.slice_shift
         self._cluster_bits = geometry.cluster_bits
@@ -477,6 +481,7 @@ class Qcow2Node(DriverNode[Qcow2Options]):
     def pread_now(self, offset: int, buffer: memoryview, data_only: bool) -> bool:
         """Read allocated clusters on the spot, if the file can."""
         node = self.edges[self._data_edge].node
+        # Where there is something to be decrypted, reads have to pass the gate.
         if not self._reads_pass or node.takes_debug_events:
             return False
         host = self._find(offset, len(buffer))
@@ -517,6 +522,8 @@ class Qcow2Node(DriverNode[Qcow2Options]):
                 if node.takes_debug_events:
                     await node.debug_event(DebugEvent.READ_AIO)
                 await node.pread(host, buffer)
+                if self._cipher is not None:
+                    self._cipher.decrypt(offset, host, buffer)
             else:
                 await self._open_image.reader.read(offset, buffer)
         except CorruptionError as error:
@@ -533,6 +540,8 @@ class Qcow2Node(DriverNode[Qcow2Options]):
                 node = self.edges[self._data_edge].node
                 if node.takes_debug_events:
                     await node.debug_event(DebugEvent.WRITE_AIO)
+                if self._cipher is not None:
+                    data = self._cipher.encrypted(offset, host, data)
                 await node.pwrite(host, data)
             else:
                 image = await self._prepared()
