@@ -319,6 +319,16 @@ class CopyBeforeWrite(DriverNode[CopyBeforeWriteOptions]):
     def _pread(self, offset: int, buffer: memoryview) -> Operation:
         return self._file.pread(offset, buffer)
 
+    def pwrite_now(self, offset: int, data: memoryview) -> bool:
+        """Write to the file where the old content is safe, and nobody reads it there."""
+        if (
+            not self._writes_pass
+            or self._snapshot.readers
+            or self._copy.needs_copy(offset, len(data))
+        ):
+            return False
+        return self._file.pwrite_now(offset, data)
+
     def _pwrite(self, offset: int, data: memoryview, fua: bool) -> Operation:
         if self._snapshot.readers or self._copy.needs_copy(offset, len(data)):
             return self._copy_and_write(offset, data, fua)

@@ -341,6 +341,34 @@ class FileNode(DriverNode[FileOptions]):
                 self._writing.strike()
             if done < length:
                 await self._in_thread(partial(self._storage.write, offset + done, data[done:]))
+        self._wrote(offset, length)
+        if fua:
+            await self.flush()
+
+    def pwrite_now(self, offset: int, data: memoryview) -> bool:
+        """Write into the page cache, as long as that proves fast."""
+        length = len(data)
+        if (
+            not self._writes_pass
+            or not self._writing.is_fast
+            or self._is_direct
+            or length > MAX_INLINE
+        ):
+            return False
+        begun = perf_counter_ns()
+        try:
+            done = pwritev(self._storage.write_fd, (data,), offset)
+        except OSError:
+            return False  # `pwrite` meets it again, and knows what to do about it
+        if perf_counter_ns() - begun > SLOW_NS:
+            self._writing.strike()
+        if done < length:
+            return False  # `pwrite` writes all of it once more
+        self._wrote(offset, length)
+        return True
+
+    def _wrote(self, offset: int, length: int) -> None:
+        """Take note of what has been written."""
         self._flusher.wrote()
         end = offset + length
         if end > self._highest_written:
@@ -348,9 +376,7 @@ class FileNode(DriverNode[FileOptions]):
         if end > self._storage.size:
             self._grew(end)
         if length >= self._data_map.granule:
-            self._data_map.add(offset, offset + length)
-        if fua:
-            await self.flush()
+            self._data_map.add(offset, end)
 
     async def _pwrite_zeroes(
         self, offset: int, length: int, fua: bool, may_unmap: bool, fast_only: bool

@@ -133,6 +133,13 @@ class Gate(ABC):
         """
         return None
 
+    def pwrite_now(self, offset: int, data: memoryview) -> bool:
+        """Do a write on the spot if that needs no wait; see `protocol.export.Backend`.
+
+        Who overrides this passes on nothing that its `pwrite` would treat otherwise.
+        """
+        return False
+
     def pwrite(self, offset: int, data: memoryview, *, fua: bool = False) -> Operation:
         """Write `data` at `offset`; with `fua`, return only when it is on stable storage."""
         fua = fua and self._heeds_flushes

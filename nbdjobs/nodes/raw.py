@@ -180,6 +180,13 @@ class RawNode(DriverNode[RawOptions]):
             return self._announced_pread(self._offset + offset, buffer)
         return file.pread(self._offset + offset, buffer)
 
+    def pwrite_now(self, offset: int, data: memoryview) -> bool:
+        """Write to the child."""
+        file = self.edges["file"].node
+        if file.takes_debug_events or not self._writes_pass or (self._is_guarded and not offset):
+            return False
+        return file.pwrite_now(self._offset + offset, data)
+
     def _pwrite(self, offset: int, data: memoryview, fua: bool) -> Operation:
         if self._is_guarded and not offset and format_of(data) != "raw":
             raise NodeError(

@@ -170,6 +170,16 @@ class ThrottleNode(DriverNode[ThrottleOptions]):
             turns.account(Direction.READ, length)
         return found
 
+    def pwrite_now(self, offset: int, data: memoryview) -> bool:
+        """Write to the child, if the write need not wait here."""
+        turns = self._turns
+        if not self._writes_pass or not turns.is_free(Direction.WRITE):
+            return False
+        if not self._file.pwrite_now(offset, data):
+            return False
+        turns.account(Direction.WRITE, len(data))
+        return True
+
     def _pread(self, offset: int, buffer: memoryview) -> Operation:
         if self._begin(Direction.READ, len(buffer)):
             return self._file.pread(offset, buffer)

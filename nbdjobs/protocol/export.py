@@ -96,6 +96,19 @@ class Backend(Protocol):
         """
         ...
 
+    def pwrite_now(self, offset: int, data: memoryview) -> bool:
+        """Do a write on the spot, if that needs no wait; most writes into a page cache need none.
+
+        Args:
+            offset: First byte; the range is inside the disk.
+            data: What to write, at least 1 byte.
+
+        Returns:
+            Whether the write is done. If not, whatever the reason, `pwrite` has to be called;
+            some of the data may be written already.
+        """
+        ...
+
     def pwrite(self, offset: int, data: memoryview, *, fua: bool = False) -> Request:
         """Write `data` at `offset`; with `fua`, return only when it is on stable storage."""
         ...

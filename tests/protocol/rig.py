@@ -75,6 +75,9 @@ class MemoryDisk:
     def stored_at(self, offset: int, length: int, data_only: bool) -> FileRange | None:
         return None
 
+    def pwrite_now(self, offset: int, data: memoryview) -> bool:
+        return False
+
     def pread_now(self, offset: int, buffer: memoryview, data_only: bool) -> bool:
         return False
 

@@ -531,6 +531,15 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         finally:
             epoch.users -= 1
 
+    def pwrite_now(self, offset: int, data: memoryview) -> bool:
+        """Write to clusters of this disk alone on the spot, if the file can."""
+        node = self.edges[self._data_edge].node
+        image = self._image
+        if not self._writes_pass or node.takes_debug_events or image is None:
+            return False
+        host = self._find_private(offset, len(data))
+        return host >= 0 and image.is_prepared and node.pwrite_now(host, data)
+
     async def _pwrite(self, offset: int, data: memoryview, fua: bool) -> None:
         epoch = self._reclaim.epoch
         epoch.users += 1
