@@ -21,6 +21,7 @@ from nbdjobs.jobs.events import (
 )
 from nbdjobs.jobs.job import Job, JobOptions
 from nbdjobs.jobs.transaction import Transaction
+from nbdjobs.nodes import permissions
 from nbdjobs.nodes.error_policy import (
     ErrorAction,
     IoOperation,
@@ -30,6 +31,7 @@ from nbdjobs.nodes.error_policy import (
 )
 from nbdjobs.nodes.graph import Graph, Role, Root
 from nbdjobs.nodes.node import Node
+from nbdjobs.nodes.permissions import Permission
 
 
 def find_block_job(jobs: Jobs, job_id: str) -> BlockJob:
@@ -76,9 +78,20 @@ class BlockJob(Job, Root):
         """Wait until no request of the job is in flight."""
         await self.quiet()
 
-    def use(self, name: str, node: Node) -> None:
-        """Hold on to a node and rule out commands that would disturb the job."""
-        self._graph.attach(self, name, node, Role.ROOT)
+    def use(
+        self,
+        name: str,
+        node: Node,
+        *,
+        needed: Permission = permissions.NONE,
+        shared: Permission = permissions.ALL,
+    ) -> None:
+        """Hold on to a node and rule out commands that would disturb the job.
+
+        Raises:
+            CommandError: Permissions conflict; nothing has changed.
+        """
+        self._graph.attach(self, name, node, Role.ROOT, needed=needed, shared=shared)
         node.op_blockers.add(self._blocks)
 
     def let_go(self) -> None:

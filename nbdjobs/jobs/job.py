@@ -342,6 +342,11 @@ class Job(ABC):
             if not waiter.done():
                 waiter.set_result(None)
 
+    def end_pause(self) -> None:
+        """Go on if a user paused the job, since it is told to end."""
+        if self.is_user_paused:
+            self._end_user_pause()
+
     def _end_user_pause(self) -> None:
         self.reset_io_status()
         self.is_user_paused = False
@@ -350,8 +355,7 @@ class Job(ABC):
     def _cancel_work(self) -> None:
         if not self.is_cancelled:
             self.is_cancelled = True
-            if self.is_user_paused:
-                self._end_user_pause()
+            self.end_pause()
             self.stop_working()
             self.kick()
 

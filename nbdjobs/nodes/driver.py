@@ -7,7 +7,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 from nbdjobs.nodes.config import NodeConfig
 from nbdjobs.nodes.graph import Graph, Role
@@ -35,6 +35,18 @@ class ChildReference:
     role: Role
 
 
+class BackingFile(NamedTuple):
+    """What a new image says of its backing file.
+
+    Attributes:
+        name: As it will stand in the image.
+        driver: Its format.
+    """
+
+    name: str
+    driver: str
+
+
 class DriverNode(Node, Generic[OptionsT]):
     """A node that `opening.open_node` can make from options of its driver.
 
@@ -54,12 +66,15 @@ class DriverNode(Node, Generic[OptionsT]):
     """Whether `create_image` makes new images of this driver's format."""
 
     @classmethod
-    async def create_image(cls, place: ImagePlace, size: int) -> None:
+    async def create_image(
+        cls, place: ImagePlace, size: int, backing: BackingFile | None = None
+    ) -> None:
         """Make an empty image; a format that has more than the disk's bytes writes its own here.
 
         Args:
             place: Where; what fails after its `make_room` is taken back by the caller.
             size: Bytes of the disk.
+            backing: What the image is to show, for a driver that `supports_backing`.
 
         Raises:
             CommandError: It cannot be done, in QEMU's words.

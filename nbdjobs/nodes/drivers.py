@@ -9,6 +9,7 @@ from typing import Final
 
 from nbdjobs.nodes.blkdebug import BlkdebugNode
 from nbdjobs.nodes.copy_before_write import CopyBeforeWrite
+from nbdjobs.nodes.copy_on_read import CopyOnRead
 from nbdjobs.nodes.driver import AnyDriver
 from nbdjobs.nodes.file import FileNode
 from nbdjobs.nodes.host_device import HostDeviceNode
@@ -25,6 +26,7 @@ DRIVERS: Final[Mapping[str, AnyDriver]] = {
     for driver in (
         BlkdebugNode,
         CopyBeforeWrite,
+        CopyOnRead,
         FileNode,
         HostDeviceNode,
         HttpNode,

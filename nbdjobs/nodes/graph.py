@@ -96,6 +96,7 @@ class Edge:
         needed: Permissions that the parent needs.
         shared: Permissions that it lets the child's other users have.
         aside: Both as they will be once the node is active again; None while it is.
+        freezes: How many jobs rely on it to stay where it is.
     """
 
     parent: Parent
@@ -105,6 +106,7 @@ class Edge:
     needed: Permission = permissions.NONE
     shared: Permission = permissions.ALL
     aside: tuple[Permission, Permission] | None = None
+    freezes: int = 0
 
     @property
     def may_be_put_aside(self) -> bool:
@@ -123,6 +125,14 @@ class Edge:
         """Need and share again what was put aside, if anything was."""
         if self.aside is not None:
             (self.needed, self.shared), self.aside = self.aside, None
+
+    def check_not_frozen(self) -> None:
+        """Raise `CommandError` if somebody relies on the edge to stay where it is."""
+        if self.freezes and isinstance(self.parent, Node):
+            raise CommandError(
+                f"Cannot change frozen '{self.name}' link from '{self.parent.name}' to"
+                f" '{self.node.name}'"
+            )
 
     @property
     def is_primary(self) -> bool:

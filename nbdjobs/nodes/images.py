@@ -24,6 +24,7 @@ from nbdjobs.errors import CommandError, NodeError
 from nbdjobs.nodes import new_file, permissions
 from nbdjobs.nodes.config import CacheMode
 from nbdjobs.nodes.device import Device
+from nbdjobs.nodes.driver import BackingFile
 from nbdjobs.nodes.drivers import DRIVERS
 from nbdjobs.nodes.file import FileNode
 from nbdjobs.nodes.graph import Graph
@@ -141,8 +142,10 @@ class ImagePlace:
         return found
 
 
-async def create_image(place: ImagePlace, image_format: str, size: int) -> None:
-    """Make an empty image of a format.
+async def create_image(
+    place: ImagePlace, image_format: str, size: int, backing: BackingFile | None = None
+) -> None:
+    """Make an empty image of a format, or one that shows a backing file.
 
     Raises:
         CommandError: The format or the place does not allow that, in QEMU's words; no file was
@@ -153,8 +156,10 @@ async def create_image(place: ImagePlace, image_format: str, size: int) -> None:
         raise CommandError(f"Unknown file format '{image_format}'")
     if not driver.creates_images:
         raise CommandError(f"Format driver '{image_format}' does not support image creation")
+    if backing is not None and not driver.supports_backing:
+        raise CommandError(f"Backing file not supported for file format '{image_format}'")
     try:
-        await driver.create_image(place, size)
+        await driver.create_image(place, size, backing)
     except BaseException:
         await place.remove()
         raise
@@ -182,6 +187,29 @@ async def open_image(place: ImagePlace, image_format: str | None, cache: CacheMo
     if image_format is None and isinstance(node, RawNode):
         node.guard_format()
     return node
+
+
+async def open_overlay(
+    place: ImagePlace, image_format: str, name: str | None, cache: CacheMode
+) -> Node:
+    """Open an image without its backing file, as a node that goes with its last user.
+
+    Args:
+        place: Where it is.
+        image_format: Driver to open it with.
+        name: The node's name; None lets the graph choose one.
+        cache: How to treat caches.
+
+    Raises:
+        CommandError: It cannot be opened, in QEMU's words.
+    """
+    options = _options_of(image_format, place)
+    options |= {"cache": {"direct": cache.is_direct, "no-flush": cache.is_no_flush}}
+    if name is not None:
+        options["node-name"] = name
+    if image_format in DRIVERS and DRIVERS[image_format].supports_backing:
+        options |= {"backing": None, "discard": "unmap"}
+    return await open_unowned(place.graph, visit(BlockdevOptions, options))
 
 
 def _options_of(image_format: str, place: ImagePlace) -> dict[str, Any]:

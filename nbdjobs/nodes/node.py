@@ -21,13 +21,15 @@ from nbdjobs.nodes.events import DebugEvent
 from nbdjobs.nodes.gate import Gate
 from nbdjobs.nodes.op_blockers import OpBlockers
 from nbdjobs.nodes.permissions import Permission
+from nbdjobs.nodes.status import Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from nbdjobs.nodes.graph import Edge
 
-_JSON: Final = "json:"
+JSON: Final = "json:"
+_ALLOCATED_BIT: Final = int(Status.ALLOCATED)
 
 
 class Node(Gate):
@@ -56,6 +58,9 @@ class Node(Gate):
     """Whether what the driver stores is encrypted."""
 
     supports_compressed_writes: ClassVar[bool] = False
+
+    supports_backing: ClassVar[bool] = False
+    """Whether it can show the content of a backing node where it has none."""
 
     takes_debug_events: ClassVar[bool] = False
     """Whether users of this node should tell it by `debug_event` what they are about to do."""
@@ -91,12 +96,17 @@ class Node(Gate):
     @property
     def has_plain_filename(self) -> bool:
         """Whether `filename` is more than the options written out."""
-        return not self.filename.startswith(_JSON)
+        return not self.filename.startswith(JSON)
+
+    @property
+    def names_its_backing(self) -> bool:
+        """Whether opening the image by its name opens the backing node that it has now, too."""
+        return True
 
     @property
     def json_filename(self) -> str:
         """Those options as the name of what no path can name."""
-        return _JSON + json.dumps(self.content_options)
+        return JSON + json.dumps(self.content_options)
 
     @property
     def is_read_only(self) -> bool:
@@ -189,6 +199,27 @@ class Node(Gate):
     def is_known_data(self, offset: int, length: int) -> bool:
         """Whether the range is known, without waiting, to hold no holes."""
         return False
+
+    async def allocation(self, offset: int, length: int) -> tuple[bool, int]:
+        """Whether this node itself determines the content of a range, not a backing node.
+
+        Returns:
+            The answer for the first run of the range, and that run's length.
+        """
+        found, status = await self.block_status(offset, length)
+        return bool(int(status) & _ALLOCATED_BIT), found
+
+    async def change_backing_file(self, name: str | None, driver: str | None) -> None:
+        """Write into the image what its backing file is called; the graph stays as it is.
+
+        Args:
+            name: The file's name, or None for no backing file.
+            driver: Its format; None to leave that open.
+
+        Raises:
+            NodeError: It cannot be written; ENOTSUP where images have no backing files.
+        """
+        raise NodeError(errno.ENOTSUP)
 
     async def copy_range(self, offset: int, target: Node, target_offset: int, length: int) -> None:
         """Let the storage itself copy a range to another node.

@@ -29,6 +29,7 @@ class BlockOp(StrEnum):
     SNAPSHOT = "snapshot"
     INTERNAL_SNAPSHOT = "internal-snapshot"
     INTERNAL_SNAPSHOT_DELETE = "internal-snapshot-delete"
+    CHANGE = "change"
 
 
 class OpBlockers:

@@ -44,6 +44,7 @@ from nbdjobs.nodes.opening import TOP_LEVEL, Defaults, complete, inherited
 from nbdjobs.nodes.options import BlockdevOptions
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.qapi.model import members_of
+from nbdjobs.qapi.types import Null
 from nbdjobs.qapi.visitor import to_qapi
 
 _ALWAYS_MUTABLE: Final = frozenset(
@@ -89,6 +90,25 @@ async def reopen(graph: Graph, wanted: Iterable[BlockdevOptions]) -> None:
         await graph.drop_if_unused(child)
 
 
+async def set_read_only(graph: Graph, node: Node, *, is_read_only: bool) -> None:
+    """Let a node go on as one that can be written, or not any more.
+
+    Inline children that have this from their parent go along. Nothing happens to a node that is
+    so already. The same holds as for `reopen`.
+
+    Raises:
+        CommandError: It cannot be, in QEMU's words; nothing has changed.
+    """
+    while node.is_read_only is not is_read_only:
+        plan = _Plan(graph, ())
+        plan.set_read_only(node, is_read_only=is_read_only)
+        async with graph.drained(*plan.nodes):
+            again = _Plan(graph, ())
+            again.set_read_only(node, is_read_only=is_read_only)
+            if again.nodes == plan.nodes:
+                await plan.carry_out()
+
+
 class _Change(Protocol):
     """A part of what changes at one instant."""
 
@@ -128,11 +148,8 @@ class _Plan:
     # What to do
 
     def _add(self, node: Node, options: BlockdevOptions, defaults: Defaults) -> None:
-        if not isinstance(node, DriverNode) or node.mutable_options is None or node.given is None:
-            raise CommandError(
-                f"Block format '{node.driver}' used by node '{node.name}' does not support"
-                " reopening files"
-            )
+        _check_reopenable(node)
+        assert isinstance(node, DriverNode)
         if node in self._targets:
             options = _joined(options, self._targets[node][1])
         config = complete(options, defaults)
@@ -143,6 +160,17 @@ class _Plan:
             self._add_child(node, child.name, child.reference, child.role, config)
         for name in node.edges.keys() & _EXCHANGEABLE - references.keys():
             self._children[node, name] = _ChildChange(self._graph, node, name, None, Role.DATA)
+
+    def set_read_only(self, node: Node, *, is_read_only: bool) -> None:
+        """Change only this, of a node and of inline children that have it from their parent."""
+        _check_reopenable(node)
+        assert isinstance(node, DriverNode)
+        config = replace(node.config, is_read_only=is_read_only, is_auto_read_only=False)
+        self._targets[node] = config, _given_now(node)
+        for edge in node.edges.values():
+            child = edge.node
+            if edge.is_primary and child.inline_parent is node and _inherits(child):
+                self.set_read_only(child, is_read_only=is_read_only)
 
     def _add_child(
         self,
@@ -245,6 +273,8 @@ class _ChildChange:
 
     def commit(self) -> None:
         edge = self._parent.edges.get(self._name)
+        if edge is not None and edge.node is not self._new:
+            edge.check_not_frozen()
         self._before = [] if edge is None else [(edge, edge.node, edge.role)]
         self._users = {node: list(node.parents) for node in self.ends}
         if self.old is not None:
@@ -284,6 +314,29 @@ class _ChildChange:
             self._parent.edges[self._name] = edge
         if self.old is not None and self._was_inline:
             self.old.inline_parent = self._parent
+
+
+def _check_reopenable(node: Node) -> None:
+    if not isinstance(node, DriverNode) or node.mutable_options is None or node.given is None:
+        raise CommandError(
+            f"Block format '{node.driver}' used by node '{node.name}' does not support"
+            " reopening files"
+        )
+
+
+def _inherits(node: Node) -> bool:
+    """Whether a child's own options leave open if it can be written."""
+    return isinstance(node, DriverNode) and _given(node).read_only is None
+
+
+def _given_now(node: Node) -> BlockdevOptions:
+    """The options that a node was given, with the backing node that it has by now."""
+    given = _given(node)
+    if all(field.name != "backing" for field in fields(given)):
+        return given
+    edge = node.edges.get("backing")
+    now: dict[str, Any] = {"backing": Null.NULL if edge is None else edge.node.name}
+    return replace(given, **now)
 
 
 def _own_child(node: Node) -> Node:

@@ -75,7 +75,6 @@ DRIVERS: Final[Mapping[str, str]] = {
     "bochs": _FORMAT,
     "cloop": _FORMAT,
     "compress": _CHAINS,
-    "copy-on-read": _CHAINS,
     "dmg": _FORMAT,
     "ftp": _NETWORK,
     "ftps": _NETWORK,

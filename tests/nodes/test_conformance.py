@@ -20,6 +20,7 @@ from nbdjobs.errors import NodeError
 from nbdjobs.nodes import permissions
 from nbdjobs.nodes.blkdebug import BlkdebugOptions
 from nbdjobs.nodes.copy_before_write import CopyBeforeWriteOptions
+from nbdjobs.nodes.copy_on_read import CopyOnReadOptions
 from nbdjobs.nodes.device import Device
 from nbdjobs.nodes.drivers import DRIVERS
 from nbdjobs.nodes.file import FileOptions
@@ -149,6 +150,20 @@ def _copy_before_write(image: Path) -> CopyBeforeWriteOptions:
     )
 
 
+def _copy_on_read(image: Path) -> CopyOnReadOptions:
+    below = image.with_suffix(".base")
+    below.write_bytes(bytes(SIZE))
+    image.write_bytes(empty_image(CreateOptions(size=SIZE)))
+    overlay = Qcow2Options(
+        driver="qcow2",
+        file=FileOptions(driver="file", filename=str(image)),
+        backing=FileOptions(driver="file", filename=str(below)),
+    )
+    return CopyOnReadOptions(
+        driver="copy-on-read", node_name="disk", discard=Discard.UNMAP, file=overlay
+    )
+
+
 def _null(driver: str) -> Factory:
     def factory(image: Path) -> NullOptions:
         return NullOptions(driver=driver, node_name="disk", size=SIZE, read_zeroes=True)
@@ -166,6 +181,7 @@ FACTORIES: Final[dict[str, tuple[str, Factory]]] = {
     **dict.fromkeys(QCOW2, ("qcow2", _qcow2)),
     "throttle": ("throttle", _throttle),
     "copy-before-write": ("copy-before-write", _copy_before_write),
+    "copy-on-read": ("copy-on-read", _copy_on_read),
     "null-co": ("null-co", _null("null-co")),
     "null-aio": ("null-aio", _null("null-aio")),
     "host_device": ("host_device", _device),

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
@@ -23,7 +24,7 @@ from nbdjobs.nodes import permissions
 from nbdjobs.nodes.config import SECTOR, NodeConfig
 from nbdjobs.nodes.crypto.amend import LuksAmendOptions
 from nbdjobs.nodes.crypto.luks_header import LuksHeader
-from nbdjobs.nodes.driver import ChildReference, DriverNode, Reopening
+from nbdjobs.nodes.driver import BackingFile, ChildReference, DriverNode, Reopening
 from nbdjobs.nodes.events import DebugEvent
 from nbdjobs.nodes.graph import Edge, Graph, Role
 from nbdjobs.nodes.node import Node, total_size
@@ -31,7 +32,7 @@ from nbdjobs.nodes.options import BlockdevOptions
 from nbdjobs.nodes.permissions import Permission
 from nbdjobs.nodes.qcow2 import chain, constants, reopening, snapshotting
 from nbdjobs.nodes.qcow2.check import repair_dirty
-from nbdjobs.nodes.qcow2.constants import COPIED, Incompatible
+from nbdjobs.nodes.qcow2.constants import COPIED, ExtensionType, Incompatible
 from nbdjobs.nodes.qcow2.create import CreateOptions, create
 from nbdjobs.nodes.qcow2.encryption import (
     ENCRYPTED_LIMITS,
@@ -57,7 +58,7 @@ from nbdjobs.nodes.qcow2.options import (
 from nbdjobs.nodes.qcow2.reclaim import Reason, Reclaim
 from nbdjobs.nodes.qcow2.resize import resize
 from nbdjobs.nodes.qcow2.snapshots import Snapshot, find_snapshot
-from nbdjobs.nodes.qcow2.tables import Slice
+from nbdjobs.nodes.qcow2.tables import Extent, Slice
 from nbdjobs.nodes.qcow2.unbroken import unbroken
 from nbdjobs.nodes.rounding import round_down
 from nbdjobs.nodes.secrets import Secrets
@@ -80,6 +81,7 @@ class Qcow2Node(DriverNode[Qcow2Options]):
     is_format: ClassVar[bool] = True
     supports_compressed_writes: ClassVar[bool] = True
     creates_images: ClassVar[bool] = True
+    supports_backing: ClassVar[bool] = True
     options_type: ClassVar[type[BlockdevOptions]] = Qcow2Options
     mutable_options: ClassVar[frozenset[str] | None] = MUTABLE_OPTIONS
 
@@ -114,9 +116,12 @@ class Qcow2Node(DriverNode[Qcow2Options]):
     # Opening
 
     @classmethod
-    async def create_image(cls, place: ImagePlace, size: int) -> None:
+    async def create_image(
+        cls, place: ImagePlace, size: int, backing: BackingFile | None = None
+    ) -> None:
         """Make an empty image, with QEMU's defaults."""
-        options = CreateOptions(size=size)
+        name, driver = (None, None) if backing is None else backing
+        options = CreateOptions(size=size, backing_file=name, backing_format=driver)
         options.check()
         await place.make_room(0)
         async with place.room() as file:
@@ -395,6 +400,18 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         return {"encrypt.key-secret": encrypt.key_secret} | super().content_options
 
     @property
+    def names_its_backing(self) -> bool:
+        """Whether the header says what the backing node is."""
+        backing, name = self._files.backing, self.header.backing_file
+        if backing is None or name is None:
+            return backing is None and name is None
+        try:
+            path = chain.combine(self._files.file.filename, name.decode(errors="surrogateescape"))
+        except CommandError:
+            return False
+        return os.path.realpath(path) == os.path.realpath(backing.filename)
+
+    @property
     def cluster_size(self) -> int:
         """Bytes that are allocated together."""
         return self.header.cluster_size
@@ -627,6 +644,30 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         except CorruptionError as error:
             raise await self._signal(error) from error
 
+    async def allocation(self, offset: int, length: int) -> tuple[bool, int]:
+        """Look into the tables, and not at what is below."""
+        extent = await self.find(offset, length)
+        return extent.kind not in (Kind.UNALLOCATED, Kind.RESERVED), extent.length
+
+    async def change_backing_file(self, name: str | None, driver: str | None) -> None:
+        """Write the name, once everything is stable that clients have written so far.
+
+        Until then a crash leaves an image that shows the same with the old backing file.
+        """
+        assert self._header is not None
+        if self.header.is_data_file_raw and name is not None:
+            raise NodeError(errno.EINVAL, "a raw data file has no backing file")
+        encoded = None if name is None else name.encode(errors="surrogateescape")
+        if encoded is not None and len(encoded) > constants.MAX_BACKING_NAME:
+            raise NodeError(errno.EINVAL)
+        kind = None if encoded is None or driver is None else driver.encode()
+        changed = self.header.with_extension(ExtensionType.BACKING_FORMAT, kind)
+        await self._flush()
+        try:
+            await self._header.change(backing_file=encoded, extensions=changed.extensions)
+        except CommandError as error:
+            raise NodeError(errno.ENOSPC, str(error)) from error
+
     async def cache(self, offset: int, length: int) -> None:
         """Bring the tables and the data of the range into caches."""
         epoch = self._reclaim.epoch
@@ -653,6 +694,43 @@ class Qcow2Node(DriverNode[Qcow2Options]):
 
     def _set_size(self, size: int) -> None:
         self._size = size
+
+    async def find(self, offset: int, length: int) -> Extent:
+        """Where the first run of a range inside the disk has its content, as the tables say.
+
+        Raises:
+            NodeError: They cannot be read, or cannot be true.
+        """
+        epoch = self._reclaim.epoch
+        epoch.users += 1
+        try:
+            return await self._open_image.tables.find(offset, length)
+        except CorruptionError as error:
+            raise await self._signal(error) from error
+        finally:
+            epoch.users -= 1
+
+    async def is_sparse_inside(self) -> bool:
+        """Whether allocated clusters may be holes of the file, as after `preallocation=metadata`.
+
+        So it is if more clusters are counted as in use than the file takes up, by a margin.
+
+        Source: QEMU `block/qcow2-refcount.c` (qcow2_detect_metadata_preallocation).
+        """
+        geometry, file, refcounts = (
+            self.header.geometry,
+            self._files.file,
+            self._open_image.refcounts,
+        )
+        stored = (file.allocated_size or 0) // geometry.cluster_size
+        threshold = max(stored * 10 // 9, stored + 2)
+        used = 0
+        for cluster in range(geometry.clusters(file.size)):
+            found = refcounts.cached_count(cluster)
+            used += bool(await refcounts.count(cluster) if found is None else found)
+            if used >= threshold:
+                return True
+        return False
 
     # Internal snapshots, all inside a drained section
 

@@ -15,6 +15,7 @@ from nbdjobs.nodes.device_errors import BlockIoError
 from nbdjobs.nodes.qcow2.event import BlockImageCorrupted
 from nbdjobs.qmp.commands import (
     backup,
+    chains,
     chardevs,
     core,
     create,
@@ -46,6 +47,7 @@ GROUPS: Final[tuple[ModuleType, ...]] = (
     create,
     snapshots,
     backup,
+    chains,
     jobs,
     human_monitor,
 )
