@@ -41,7 +41,11 @@ SUBCOMMANDS: Final[Mapping[str, str]] = {
     "finalize": "let a pending job take effect",
     "dismiss": "remove a job that has ended",
     "top": "watch what a server does, live",
-    "info": "show exports, jobs and the graph of nodes",
+    "info": "show what an image is, or exports, jobs and nodes of a server",
+    "create": "make an image",
+    "check": "check an image, and repair it",
+    "map": "show which parts of a disk are where in its images",
+    "snapshot": "list, take, apply and delete snapshots inside an image",
     "qmp": "run a QMP command, or a shell for them",
     "completion": "print the completion script of a shell",
 }

@@ -66,6 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the images are (default: raw, and refused if they look like anything else)",
     )
     parser.add_argument(
+        "--snapshot",
+        metavar="NAME",
+        help="serve an internal snapshot of a qcow2 image, read-only; by id or name",
+    )
+    parser.add_argument(
         "--max-connections", type=_count, metavar="N", help="NBD clients at once (default: 100)"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
@@ -109,6 +114,7 @@ _IN_FILE: Final = {
     "--name": "names",
     "--qmp": "qmp",
     "--read-only": "read_only",
+    "--snapshot": "snapshot",
     "--socket": "socket",
     "--tcp": "tcp",
 }
@@ -143,15 +149,17 @@ def plan(arguments: argparse.Namespace) -> Serving:
     """
     names = export_names(arguments.images, arguments.names)
     chosen = None if arguments.format is None else Format(arguments.format)
-    images = [
-        look_at(path, read_only=arguments.read_only, chosen=chosen) for path in arguments.images
-    ]
+    if arguments.snapshot is not None and chosen is not Format.QCOW2:
+        raise CliError("--snapshot is about qcow2 images: expected --format qcow2", ExitCode.USAGE)
+    read_only = arguments.read_only or arguments.snapshot is not None
+    images = [look_at(path, read_only=read_only, chosen=chosen) for path in arguments.images]
     disks = tuple(Served(image, name) for image, name in zip(images, names, strict=True))
     return Serving(
         disks=disks,
         listen=_listen(arguments, node_name(names[0])),
         qmp=unix_socket(arguments.qmp, node_name(names[0]) + QMP_SUFFIX),
-        read_only=arguments.read_only,
+        read_only=read_only,
+        snapshot=arguments.snapshot,
         is_direct=arguments.direct,
         max_connections=arguments.max_connections,
         is_found=arguments.qmp is None,

@@ -104,6 +104,7 @@ class Serving:
         is_direct: Bypass the page cache.
         max_connections: NBD clients at once; None is the daemon's default.
         is_found: `nbdjobs backup` finds the QMP socket without being told.
+        snapshot: Internal snapshot of the images that is served, by id or name.
     """
 
     disks: tuple[Served, ...]
@@ -113,6 +114,7 @@ class Serving:
     is_direct: bool = False
     max_connections: int | None = None
     is_found: bool = True
+    snapshot: str | None = None
 
 
 def parse_tcp(text: str) -> TcpListen:
@@ -166,6 +168,8 @@ def _node(disk: Served, serving: Serving) -> Iterator[str]:
         value = f"driver={image.format},node-name={node},file.driver={image.driver},file.{filename}"
     # Space that clients discard goes back to the file system.
     value += ",read-only=on" if serving.read_only else ",discard=unmap"
+    if serving.snapshot is not None:
+        value += f",snapshot={_escaped(serving.snapshot)}"
     if serving.is_direct:
         value += ",cache.direct=on"
     yield from ("--blockdev", value)

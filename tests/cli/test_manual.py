@@ -23,6 +23,7 @@ from nbdjobs.qapi.types import event_name
 from nbdjobs.qmp.commands import EVENTS, REGISTRY
 
 ROOT = Path(nbdjobs.__file__).parent.parent
+IMAGE_COMMANDS = {"create", "check", "map", "snapshot"}
 PICTURES = sorted((ROOT / "docs" / "images").iterdir())
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -47,7 +48,7 @@ def test_the_manual_names_the_options_there_are(name: str) -> None:
 
 
 def test_the_manual_of_operators_names_the_options_and_subcommands_there_are() -> None:
-    others = {"serve", "backup", "demo", "health", DAEMON}
+    others = {"serve", "backup", "demo", "health", DAEMON, *IMAGE_COMMANDS}
     operating = [command for command in commands(whole_parser()) if command.name not in others]
     options = {
         name
@@ -59,6 +60,23 @@ def test_the_manual_of_operators_names_the_options_and_subcommands_there_are() -
     assert first_column(page("operate.md"), r"`(--[a-z-]+)") == options - {"--help"}
     for command in operating:
         assert f"nbdjobs {command.name}" in page("operate.md")
+
+
+def test_the_manual_of_image_files_names_the_options_and_subcommands_there_are() -> None:
+    about_servers = {"--help", "--qmp", "--json"}
+    described = [
+        each for each in commands(whole_parser()) if each.name in {"info", *IMAGE_COMMANDS}
+    ]
+    options = {
+        name
+        for command in described
+        for option in command.options
+        for name in option.names
+        if name.startswith("--")
+    }
+    assert first_column(page("image-files.md"), r"`(--[a-z-]+)") == options - about_servers
+    for command in described:
+        assert f"nbdjobs {command.name}" in page("image-files.md")
 
 
 def section(name: str) -> str:

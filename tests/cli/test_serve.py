@@ -20,7 +20,7 @@ from nbdjobs.cli import serve
 from nbdjobs.cli.exits import CliError
 from nbdjobs.cli.main import main
 from nbdjobs.cli.runtime import is_listening
-from nbdjobs.cli.serve_options import Serving, TcpListen, UnixListen
+from nbdjobs.cli.serve_options import Serving, TcpListen, UnixListen, daemon_options
 from tests.interop.qmp_client import QmpClient
 from tests.interop.tools import run
 
@@ -55,6 +55,17 @@ def test_sockets_are_named_after_the_disk(image: Path, runtime: Path) -> None:
     assert serving.qmp == runtime / "disk.qmp.sock"
     assert serving.is_found
     assert runtime.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_snapshot_is_served_read_only(image: Path) -> None:
+    with pytest.raises(CliError, match="expected --format qcow2"):
+        plan("--snapshot", "a", image)
+    disk = image.with_suffix(".qcow2")
+    assert main(["create", "-f", "qcow2", str(disk), "1M"]) == 0
+    serving = plan("--snapshot", "a,b", "--format", "qcow2", disk)
+    assert serving.read_only
+    [option] = [word for word in daemon_options(serving) if word.startswith("driver=qcow2")]
+    assert option.endswith(",read-only=on,snapshot=a,,b")
 
 
 def test_names_that_are_no_file_names_have_sockets_too(image: Path, runtime: Path) -> None:

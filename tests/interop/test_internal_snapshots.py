@@ -18,8 +18,8 @@ from tests.interop.tools import run
 
 pytestmark = pytest.mark.interop
 
-QUERY: Final = ("query-named-block-nodes", {})
-FLAT: Final = ("query-named-block-nodes", {"flat": True})
+QUERY: Final[Ask] = ("query-named-block-nodes", {})
+FLAT: Final[Ask] = ("query-named-block-nodes", {"flat": True})
 
 
 def add(name: str, filename: str, **options: Any) -> Ask:

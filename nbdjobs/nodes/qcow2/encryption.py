@@ -89,7 +89,7 @@ async def open_cipher(
     password = secrets.find_required_password(key_secret, "encrypt.")
     if method is Encryption.AES:
         return PayloadCipher(qcow_cipher(password))
-    volume = await _find_volume(header, files)
+    volume = await find_volume(header, files)
     return PayloadCipher(await volume.unlock(password), volume.header)
 
 
@@ -111,14 +111,19 @@ async def amend_keys(
             "Only LUKS encryption options can be amended for qcow2 with blockdev-amend"
         )
     async with cipher.amending:
-        volume = await _find_volume(header, files)
+        volume = await find_volume(header, files)
         try:
             await amend(volume, options, secrets, key_secret=key_secret, is_forced=is_forced)
         finally:
             cipher.luks_header = volume.header
 
 
-async def _find_volume(header: Header, files: Files) -> LuksVolume:
+async def find_volume(header: Header, files: Files) -> LuksVolume:
+    """The LUKS volume of an image that is encrypted so.
+
+    Raises:
+        CommandError: The image does not say where it is, or it is damaged.
+    """
     data = header.extension(ExtensionType.ENCRYPTION)
     if data is None:
         raise CommandError("Missing CRYPTO header for crypt method 2")

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from nbdjobs.nodes.crypto.luks_header import LuksHeader
 from nbdjobs.nodes.luks import LuksNode
 from nbdjobs.nodes.node import Node
-from nbdjobs.nodes.qcow2.constants import CompressionType, Incompatible
+from nbdjobs.nodes.qcow2.constants import CompressionType, Encryption, Incompatible
+from nbdjobs.nodes.qcow2.header import Header
 from nbdjobs.nodes.qcow2.node import Qcow2Node
 from nbdjobs.qapi.types import flat_union
 from nbdjobs.qmp.commands.encryption_info import QCryptoBlockInfoLUKS, describe_luks
@@ -81,17 +83,24 @@ def describe_format(node: Node) -> ImageInfoSpecific | None:
     if isinstance(node, LuksNode):
         return ImageInfoSpecificLUKSWrapper(type="luks", data=describe_luks(node.luks_header))
     if isinstance(node, Qcow2Node):
-        return ImageInfoSpecificQCow2Wrapper(type="qcow2", data=_describe_qcow2(node))
+        return ImageInfoSpecificQCow2Wrapper(
+            type="qcow2", data=describe_qcow2(node.header, node.luks_header)
+        )
     return None
 
 
-def _describe_qcow2(node: Qcow2Node) -> ImageInfoSpecificQCow2:
-    header = node.header
+def describe_qcow2(header: Header, luks: LuksHeader | None) -> ImageInfoSpecificQCow2:
+    """Of which kind an image is.
+
+    Args:
+        header: Its header.
+        luks: That of its LUKS volume, if it is encrypted so.
+    """
     if header.version == 2:
         return ImageInfoSpecificQCow2(
             compat="0.10",
             refcount_bits=1 << header.refcount_order,
-            encrypt=_describe_encryption(node),
+            encrypt=_describe_encryption(header, luks),
             compression_type=header.compression_type,
         )
     return ImageInfoSpecificQCow2(
@@ -102,16 +111,18 @@ def _describe_qcow2(node: Qcow2Node) -> ImageInfoSpecificQCow2:
         lazy_refcounts=header.is_lazy,
         corrupt=bool(header.incompatible & Incompatible.CORRUPT),
         refcount_bits=1 << header.refcount_order,
-        encrypt=_describe_encryption(node),
+        encrypt=_describe_encryption(header, luks),
         compression_type=header.compression_type,
     )
 
 
-def _describe_encryption(node: Qcow2Node) -> ImageInfoSpecificQCow2Encryption | None:
-    if not node.is_encrypted:
+def _describe_encryption(
+    header: Header, luks: LuksHeader | None
+) -> ImageInfoSpecificQCow2Encryption | None:
+    if header.crypt_method == Encryption.NONE:
         return None
-    if node.luks_header is None:
+    if luks is None:
         return ImageInfoSpecificQCow2Encryption(format="aes")
-    info = describe_luks(node.luks_header)
+    info = describe_luks(luks)
     members = {member.name: getattr(info, member.name) for member in fields(info)}
     return ImageInfoSpecificQCow2EncryptionLUKS(format="luks", **members)
