@@ -732,43 +732,6 @@ class Qcow2Node(DriverNode[Qcow2Options]):
                 return True
         return False
 
-    async def find(self, offset: int, length: int) -> Extent:
-        """Where the first run of a range inside the disk has its content, as the tables say.
-
-        Raises:
-            NodeError: They cannot be read, or cannot be true.
-        """
-        epoch = self._reclaim.epoch
-        epoch.users += 1
-        try:
-            return await self._open_image.tables.find(offset, length)
-        except CorruptionError as error:
-            raise await self._signal(error) from error
-        finally:
-            epoch.users -= 1
-
-    async def is_sparse_inside(self) -> bool:
-        """Whether allocated clusters may be holes of the file, as after `preallocation=metadata`.
-
-        So it is if more clusters are counted as in use than the file takes up, by a margin.
-
-        Source: QEMU `block/qcow2-refcount.c` (qcow2_detect_metadata_preallocation).
-        """
-        geometry, file, refcounts = (
-            self.header.geometry,
-            self._files.file,
-            self._open_image.refcounts,
-        )
-        stored = (file.allocated_size or 0) // geometry.cluster_size
-        threshold = max(stored * 10 // 9, stored + 2)
-        used = 0
-        for cluster in range(geometry.clusters(file.size)):
-            found = refcounts.cached_count(cluster)
-            used += bool(await refcounts.count(cluster) if found is None else found)
-            if used >= threshold:
-                return True
-        return False
-
     # Internal snapshots, all inside a drained section
 
     @property
