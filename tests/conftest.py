@@ -10,10 +10,14 @@ import pytest
 pytest.register_assert_rewrite(
     "tests.daemon.rig",
     "tests.docker.container",
+    "tests.hardening.raw",
+    "tests.hardening.victim",
     "tests.interop.daemon",
     "tests.interop.tools",
     "tests.jobs.rig",
     "tests.nodes.graphs",
     "tests.protocol.client",
     "tests.protocol.rig",
+    "tests.stress.machine",
+    "tests.stress.writers",
 )

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("tests.hardening.raw", "tests.hardening.victim")
-
-from tests.hardening.victim import Victim  # noqa: E402 - only now its assertions tell all
+from tests.hardening.victim import Victim
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("tests.stress.machine", "tests.stress.writers")
+from tests.stress.machine import RUNNING
 
 _HERE = Path(__file__).parent
 
@@ -23,8 +23,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def nothing_left_running() -> Iterator[None]:
     """End what a failed test leaves behind."""
-    from tests.stress.machine import RUNNING  # only now, as its assertions are rewritten
-
     yield
     while RUNNING:
         RUNNING.pop().abandon()
