@@ -285,7 +285,7 @@ class _Check:
     def _take_statistics(self, table: L2Table) -> None:
         geometry, result = self._geometry, self._result
         expected = 0
-        for entry in table.words[:: geometry.stride]:
+        for _, entry in table.present(geometry.stride):
             if entry & COMPRESSED:
                 result.compressed_clusters += 1
                 result.fragmented_clusters += 1
@@ -376,8 +376,7 @@ class _Check:
         if geometry.has_data_file:
             return
         wrong = 0
-        for index in range(0, len(table.words), geometry.stride):
-            entry = table.words[index]
+        for index, entry in table.present(geometry.stride):
             place = entry & OFFSET_MASK
             if entry & COMPRESSED:
                 is_wrong = bool(entry & COPIED)

@@ -9,7 +9,7 @@ the file or to where nothing can be is reported as a finding, and not followed.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes.qcow2.bitmaps import parse_directory
@@ -56,6 +56,27 @@ class L2Table(NamedTuple):
     words: Words
     is_active: bool
 
+    def present(self, stride: int) -> list[tuple[int, int]]:
+        """Index and value of every entry that is not zero; quick where few are.
+
+        Args:
+            stride: Words of an entry.
+        """
+        words, data = self.words, self.words.tobytes()
+        found: list[tuple[int, int]] = []
+        for begin in range(0, len(words), _LOOK):
+            end = min(begin + _LOOK, len(words))
+            part = data[begin * ENTRY_SIZE : end * ENTRY_SIZE]
+            if part != _NOTHING[: len(part)]:
+                places = range(begin, end, stride)
+                found += [(index, words[index]) for index in places if words[index]]
+        return found
+
+
+_LOOK: Final = 128
+"""Entries, an even number, that are passed over at a time where all are zero."""
+
+_NOTHING: Final = bytes(_LOOK * ENTRY_SIZE)
 
 Report = Callable[[str], None]
 
@@ -124,7 +145,7 @@ class References:
         found: list[Reference] = []
         has_data_file, size = geometry.has_data_file, geometry.cluster_size
         begin = end = 0
-        for entry in table.words[:: geometry.stride]:
+        for _, entry in table.present(geometry.stride):
             if begin and (entry & OFFSET_MASK) == end and not entry & COMPRESSED:
                 end += size
                 continue
