@@ -159,6 +159,11 @@ class Image:
             NodeError: One of them cannot be read.
         """
         fields = header.header
+        # Writing them would make the file as large as a damaged header wants.
+        if fields.l1_size and fields.l1_offset >= files.file.size:
+            raise CommandError("Active L1 table offset invalid")
+        if fields.refcount_table_offset >= files.file.size:
+            raise CommandError("Reference count table offset invalid")
         snapshots = await read_snapshots(header.header, files)
         l1 = await _read_l1(header, files, snapshots, shown)
         count = (fields.refcount_table_clusters << fields.cluster_bits) // ENTRY_SIZE

@@ -149,6 +149,11 @@ class RefcountBlocks:
                 f"Refblock offset {hexed(offset)} unaligned (reftable index: {hexed(index)})"
             )
         file = self._files.file
+        if offset >= file.size:
+            raise CorruptionError(
+                f"Refblock offset {hexed(offset)} is outside of the image file"
+                f" (reftable index: {hexed(index)})"
+            )
         if file.takes_debug_events:
             await file.debug_event(DebugEvent.REFBLOCK_LOAD)
         data = await self._files.read(offset, self._geometry.cluster_size)

@@ -143,6 +143,11 @@ class Tables:
             raise CorruptionError(
                 f"L2 table offset {hexed(offset)} unaligned (L1 index: {hexed(index)})"
             )
+        if offset >= self._files.file.size:
+            raise CorruptionError(
+                f"L2 table offset {hexed(offset)} is outside of the image file"
+                f" (L1 index: {hexed(index)})"
+            )
         within = number & ((1 << self._table_shift) - 1)
         return offset + within * self.slice_size
 

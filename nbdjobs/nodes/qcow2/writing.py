@@ -207,6 +207,7 @@ class Writer:
         if extent is not None:
             host = extent.host - (offset & (size - 1))
             self._check_place(host, count << bits)
+            self._check_inside(host, count << bits)
             return _Piece(first, count, host, is_new=False, is_blank=False)
         if self._geometry.has_data_file:
             return _Piece(first, count, first << bits, is_new=True, is_blank=False)
