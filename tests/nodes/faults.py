@@ -259,6 +259,7 @@ class MemoryNode(Node):
 
     async def _pwrite(self, offset: int, data: memoryview, fua: bool) -> None:
         await self._arrive(Request(Op.WRITE, offset, len(data), fua))
+        self.content.extend(bytes(max(offset - len(self.content), 0)))
         self.content[offset : offset + len(data)] = data
         self._settle(offset, len(data), fua)
 
