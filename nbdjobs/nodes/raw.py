@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 from nbdjobs.errors import CommandError, NodeError
 from nbdjobs.nodes.config import SECTOR, NodeConfig
@@ -29,6 +29,8 @@ from nbdjobs.nodes.rounding import round_down
 from nbdjobs.nodes.status import BlockStatus
 from nbdjobs.protocol.export import FileRange
 from nbdjobs.qapi.types import INT64_MAX
+
+_ENDLESS: Final = 1 << 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,8 @@ class RawNode(DriverNode[RawOptions]):
         """Show the part of the child that the options say; no request may be in flight."""
         self._options = options
         self._offset = options.offset or 0
+        # Formats read and write beyond the end; what is behind a window is not theirs.
+        self._end = _ENDLESS if options.size is None else options.size
 
     @classmethod
     def children_of(cls, options: RawOptions) -> tuple[ChildReference, ...]:
@@ -163,19 +167,21 @@ class RawNode(DriverNode[RawOptions]):
     def pread_now(self, offset: int, buffer: memoryview, data_only: bool) -> bool:
         """Read from the child."""
         file = self.edges["file"].node
-        if file.takes_debug_events or not self._reads_pass:
+        if file.takes_debug_events or not self._reads_pass or offset + len(buffer) > self._end:
             return False
         return file.pread_now(self._offset + offset, buffer, data_only)
 
     def stored_at(self, offset: int, length: int, data_only: bool) -> FileRange | None:
         """Where the child stores it."""
         file = self.edges["file"].node
-        if file.takes_debug_events or not self._reads_pass:
+        if file.takes_debug_events or not self._reads_pass or offset + length > self._end:
             return None
         return file.stored_at(self._offset + offset, length, data_only)
 
     def _pread(self, offset: int, buffer: memoryview) -> Operation:
         file = self.edges["file"].node
+        if offset + len(buffer) > self._end:
+            return self._pread_at_end(offset, buffer)
         if file.takes_debug_events:
             return self._announced_pread(self._offset + offset, buffer)
         return file.pread(self._offset + offset, buffer)
@@ -185,6 +191,8 @@ class RawNode(DriverNode[RawOptions]):
         file = self.edges["file"].node
         if file.takes_debug_events or not self._writes_pass or (self._is_guarded and not offset):
             return False
+        if offset + len(data) > self._end:
+            return False
         return file.pwrite_now(self._offset + offset, data)
 
     def _pwrite(self, offset: int, data: memoryview, fua: bool) -> Operation:
@@ -192,6 +200,7 @@ class RawNode(DriverNode[RawOptions]):
             raise NodeError(
                 errno.EPERM, "this would change the format that the image seems to have"
             )
+        self._check_end(offset + len(data))
         file = self.edges["file"].node
         if file.takes_debug_events:
             return self._announced_pwrite(self._offset + offset, data, fua)
@@ -200,11 +209,13 @@ class RawNode(DriverNode[RawOptions]):
     def _pwrite_zeroes(
         self, offset: int, length: int, fua: bool, may_unmap: bool, fast_only: bool
     ) -> Operation:
+        self._check_end(offset + length)
         return self._file.pwrite_zeroes(
             self._offset + offset, length, fua=fua, may_unmap=may_unmap, fast_only=fast_only
         )
 
     def _pdiscard(self, offset: int, length: int) -> Operation:
+        self._check_end(offset + length)
         return self._file.pdiscard(self._offset + offset, length)
 
     async def _flush(self) -> None:
@@ -213,6 +224,17 @@ class RawNode(DriverNode[RawOptions]):
             await file.debug_event(DebugEvent.FLUSH_TO_OS)
             await file.debug_event(DebugEvent.FLUSH_TO_DISK)
         await file.flush()
+
+    async def _pread_at_end(self, offset: int, buffer: memoryview) -> None:
+        """Read what is inside the window; behind it there are zeroes."""
+        inside = max(min(len(buffer), self._end - offset), 0)
+        if inside:
+            await self._file.pread(self._offset + offset, buffer[:inside])
+        buffer[inside:] = bytes(len(buffer) - inside)
+
+    def _check_end(self, end: int) -> None:
+        if end > self._end:
+            raise NodeError(errno.ENOSPC)
 
     async def _announced_pread(self, offset: int, buffer: memoryview) -> None:
         await self._file.debug_event(DebugEvent.READ_AIO)

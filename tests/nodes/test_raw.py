@@ -5,7 +5,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+from collections.abc import Awaitable, Callable
 
+import pytest
+
+from nbdjobs.errors import NodeError
 from nbdjobs.nodes import permissions
 from nbdjobs.nodes.device import Device
 from nbdjobs.nodes.graph import Graph, Role
@@ -135,5 +140,36 @@ def test_only_a_window_forbids_others_to_resize_its_file() -> None:
         assert (plain.needed, plain.shared) == (permissions.NONE, permissions.ALL)
         assert window.shared == permissions.ALL & ~Permission.RESIZE
         assert (plain.role, window.role) == (Role.FILTERED, Role.DATA)
+
+    asyncio.run(scenario())
+
+
+def test_nothing_behind_a_window_is_read_or_written() -> None:
+    """A format in it does not know where it ends."""
+
+    async def scenario() -> None:
+        graph, disk = new_graph()
+        disk.content[:] = b"x" * SIZE
+        window = await open_raw(graph, "window", offset=4096, size=8192)
+        buffer = memoryview(bytearray(b"?" * 1024))
+        assert not window.pread_now(7680, buffer, False)
+        await window.pread(7680, buffer)
+        assert buffer == b"x" * 512 + bytes(512)
+        await window.pread(1 << 20, buffer)
+        assert buffer == bytes(1024)
+        assert not window.pwrite_now(7680, buffer)
+        assert window.stored_at(7680, 1024, False) is None
+        requests: tuple[Callable[[], Awaitable[None]], ...] = (
+            lambda: window.pwrite(7680, buffer),
+            lambda: window.pwrite_zeroes(7680, 1024),
+            lambda: window.pdiscard(7680, 1024),
+        )
+        for request in requests:
+            with pytest.raises(NodeError) as caught:
+                await request()
+            assert caught.value.errno == errno.ENOSPC
+        assert disk.content == b"x" * SIZE
+        await window.pwrite(7168, buffer)
+        assert disk.content[11264:12288] == bytes(1024)
 
     asyncio.run(scenario())
