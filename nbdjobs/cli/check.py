@@ -17,8 +17,7 @@ from typing import Any
 
 from nbdjobs.cli import image_files
 from nbdjobs.cli.exits import CliError
-from nbdjobs.cli.image_files import find_format, opened_file
-from nbdjobs.cli.image_info import files_of
+from nbdjobs.cli.image_files import files_of, find_format, opened_file
 from nbdjobs.nodes.qcow2.check import CheckResult, Fix, check
 from nbdjobs.nodes.qcow2.errors import CorruptionError
 from nbdjobs.nodes.qcow2.header_file import HeaderFile

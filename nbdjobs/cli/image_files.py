@@ -19,12 +19,13 @@ from nbdjobs.cli.exits import CliError
 from nbdjobs.errors import CommandError, NodeError
 from nbdjobs.nodes import permissions
 from nbdjobs.nodes.device import Device
-from nbdjobs.nodes.graph import Graph
+from nbdjobs.nodes.graph import Edge, Graph, Role
 from nbdjobs.nodes.image_formats import PROBED_BYTES, format_of
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.opening import open_unowned
 from nbdjobs.nodes.options import BlockdevOptions
 from nbdjobs.nodes.permissions import Permission
+from nbdjobs.nodes.qcow2.files import Files
 from nbdjobs.qapi.visitor import visit
 
 FORMATS: Final = ("raw", "qcow2", "luks")
@@ -135,6 +136,11 @@ async def opened_file(
     shared = permissions.ALL if is_raw or is_shared else permissions.ALL & ~_CHANGES
     async with _used(Graph(), options, path, needed, shared) as node:
         yield node
+
+
+def files_of(node: Node) -> Files:
+    """The file of a qcow2 image in the form that the image's parts take."""
+    return Files({"file": Edge(node, "file", node, Role.DATA)})
 
 
 @asynccontextmanager

@@ -13,18 +13,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from nbdjobs.cli.exits import CliError
-from nbdjobs.cli.image_files import find_format, opened_file
+from nbdjobs.cli.image_files import files_of, find_format, opened_file
 from nbdjobs.cli.image_text import date_of
 from nbdjobs.cli.units import format_size
 from nbdjobs.errors import CommandError
 from nbdjobs.nodes.config import SECTOR
 from nbdjobs.nodes.crypto.volume import LuksVolume
-from nbdjobs.nodes.graph import Edge, Role
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.qcow2.chain import combine
 from nbdjobs.nodes.qcow2.constants import Encryption, Incompatible
 from nbdjobs.nodes.qcow2.encryption import find_volume
-from nbdjobs.nodes.qcow2.files import Files
 from nbdjobs.nodes.qcow2.header_file import HeaderFile
 from nbdjobs.nodes.qcow2.snapshot_table import read_snapshots
 from nbdjobs.nodes.rounding import round_down
@@ -39,11 +37,6 @@ from nbdjobs.qmp.commands.format_info import (
 from nbdjobs.qmp.commands.snapshot_info import describe_snapshot
 
 MAX_CHAIN: Final = 100
-
-
-def files_of(node: Node) -> Files:
-    """The file of a qcow2 image in the form that its parts take."""
-    return Files({"file": Edge(node, "file", node, Role.DATA)})
 
 
 async def look_at_chain(
