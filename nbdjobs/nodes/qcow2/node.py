@@ -152,15 +152,7 @@ class Qcow2Node(DriverNode[Qcow2Options]):
 
     async def load(self) -> tuple[ChildReference, ...]:
         """Read the header, and name the children that it names."""
-        try:
-            self._header = await HeaderFile.read(self._files)
-        except NodeError as error:
-            raise CommandError(f"Could not read qcow2 header: {error}") from error
-        header = self._header.header
-        self._size = round_down(header.size, SECTOR)
-        self._check(header, self.config, self._options)
-        if not self.is_encrypted:  # when an image is taken back, its key is known
-            await self._find_key(header)
+        header = await self._read_header()
         children = []
         if header.has_data_file and "data-file" not in self.edges:
             if header.data_file is None:
@@ -171,6 +163,19 @@ class Qcow2Node(DriverNode[Qcow2Options]):
         if header.backing_file and self._options.backing is None:
             children.append(await self._backing(header))
         return tuple(children)
+
+    async def _read_header(self) -> Header:
+        try:
+            found = await HeaderFile.read(self._files)
+        except NodeError as error:
+            raise CommandError(f"Could not read qcow2 header: {error}") from error
+        header = found.header
+        self._check(header, self.config, self._options)
+        self._header = found
+        self._size = round_down(header.size, SECTOR)
+        if not self.is_encrypted:  # when an image is taken back, its key is known
+            await self._find_key(header)
+        return header
 
     async def _find_key(self, header: Header) -> None:
         cipher = await open_cipher(header, self._files, self._options, self._secrets)
@@ -226,13 +231,12 @@ class Qcow2Node(DriverNode[Qcow2Options]):
             await self.flush()
 
     async def look_anew(self) -> None:
-        """Read the image again; its children stay."""
-        if self._image is not None:
-            await self._image.close()
-        self._forget_tables()
-        self._image = None
-        await self.load()
+        """Read the image again; its children stay, and if it cannot be read, so does all else."""
+        before = self._image
+        await self._read_header()
         await self.start()
+        if before is not None:
+            await before.close()
 
     # Going on with other options (see `reopening`)
 

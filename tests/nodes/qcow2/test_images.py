@@ -616,3 +616,28 @@ def test_clusters_of_a_write_that_failed_are_free_again_when_the_image_is_closed
         assert unpack_block(bytes(file.content[2 * CLUSTER : 3 * CLUSTER]), 4)[6] == 0
 
     asyncio.run(run())
+
+
+def test_an_image_that_others_have_broken_is_not_taken_back_until_it_is_whole(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.qcow2"
+
+    async def run() -> None:
+        await make(path, OPTIONS)
+        graph = Graph()
+        file = FileOptions(driver="file", filename=str(path))
+        node = await open_node(graph, Qcow2Options(driver="qcow2", node_name="disk", file=file))
+        await inactivate(graph, [node])
+        whole = path.read_bytes()
+        path.write_bytes(bytes(4) + whole[4:])
+        with pytest.raises(CommandError, match="Image is not in qcow2 format"):
+            await activate(graph, [node])
+        await node.pread(0, memoryview(bytearray(512)))
+        path.write_bytes(whole)
+        await activate(graph, [node])
+        await node.pwrite(0, memoryview(b"x" * 512))
+        node.is_owned_by_user = False
+        await graph.drop_if_unused(node)
+
+    asyncio.run(run())
