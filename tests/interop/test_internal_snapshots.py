@@ -158,3 +158,17 @@ def test_the_same_is_answered(tmp_path: Path, name: str) -> None:
         assert (step, answer) == (step, wanted)
     for image in (tmp_path / "ours").glob("*.qcow2"):
         run("qemu-img", "check", image)
+
+
+def test_the_human_monitor_lists_snapshots_as_qemu_img_does(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    run("qemu-img", "create", "-q", "-f", "qcow2", path, "1M")
+    for name in ("first", "a name that is longer than its column"):
+        run("qemu-img", "snapshot", "-c", name, path)
+    [_, *listed] = run("qemu-img", "snapshot", "-l", path).splitlines()
+    session = [
+        add("q", "disk.qcow2"),
+        ("human-monitor-command", {"command-line": "info block -v q"}),
+    ]
+    text = ours(session, tmp_path)[1]["return"].replace("\r", "")
+    assert "\n".join(["Snapshot list:", *listed, ""]) in text

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the human monitor writes about devices, nodes, images and jobs. Pure.
 
-Scripts read these lines, so they are QEMU's to the letter.
+Scripts read these lines, so they are QEMU's to the letter. Times of snapshots are local ones.
 
 Source: output of QEMU 7.2.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Final
 
 from nbdjobs.jobs.status import JobType
@@ -19,6 +20,7 @@ from nbdjobs.nodes.error_policy import IoStatus
 from nbdjobs.qapi.visitor import to_qapi
 from nbdjobs.qmp.commands.block_info import BlockDeviceInfo, BlockInfo, BlockStats, ImageInfo
 from nbdjobs.qmp.commands.jobs import BlockJobInfo
+from nbdjobs.qmp.commands.snapshot_info import SnapshotInfo
 
 _PREFIXES: Final = ("", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei")
 
@@ -114,10 +116,32 @@ def _image(image: ImageInfo) -> Iterator[str]:
         yield f"backing file: {image.backing_filename}{actual}"
         if image.backing_filename_format is not None:
             yield f"backing file format: {image.backing_filename_format}"
+    if image.snapshots:
+        yield "Snapshot list:"
+        yield _snapshot_row("ID", "TAG", "VM SIZE", "DATE", "VM CLOCK", "ICOUNT")
+        yield from (_snapshot(each) for each in image.snapshots)
     specific = to_qapi(image).get("format-specific")
     if specific is not None:
         yield "Format specific information:"
         yield from tree_lines(specific["data"])
+
+
+def _snapshot(snapshot: SnapshotInfo) -> str:
+    seconds = snapshot.vm_clock_sec
+    return _snapshot_row(
+        snapshot.id,
+        snapshot.name,
+        size_text(snapshot.vm_state_size),
+        datetime.fromtimestamp(snapshot.date_sec).strftime("%Y-%m-%d %H:%M:%S"),
+        f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+        f".{snapshot.vm_clock_nsec // 1_000_000:03d}",
+        "" if snapshot.icount is None else str(snapshot.icount),
+    )
+
+
+def _snapshot_row(*words: str) -> str:
+    number, name, size, date, clock, count = words
+    return f"{number:<9} {name:<16} {size:>8}{date:>20}{clock:>13}{count:>11}"
 
 
 def tree_lines(value: object, depth: int = 1) -> Iterator[str]:
