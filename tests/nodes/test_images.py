@@ -181,7 +181,7 @@ def test_a_format_that_fails_later_takes_its_file_with_it(
 ) -> None:
     path = tmp_path / "new.img"
 
-    async def create_image_then_fail(place: ImagePlace, size: int) -> None:
+    async def create_image_then_fail(place: ImagePlace, *_: object) -> None:
         await place.make_room(0)
         assert path.exists()
         raise CommandError("no header for you")
