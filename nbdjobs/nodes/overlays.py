@@ -131,9 +131,8 @@ async def snapshot_to_file(
         overlay = await open_overlay(place, image_format, name, node.config.cache)
         try:
             await take_snapshot(graph, node, overlay)
-        except BaseException:
-            await graph.drop_if_unused(overlay)
-            raise
+        finally:
+            await graph.drop_if_unused(overlay)  # also if the node has no users that go on with it
     except BaseException:
         await place.remove()
         raise

@@ -15,13 +15,17 @@ from typing import Any, Final
 
 import pytest
 
-from tests.interop import command_cases, target_cases
+from tests.interop import chain_cases, command_cases, target_cases
 from tests.interop.command_cases import Ask, Step, Until, export, file, serve
 from tests.interop.daemon import program
 from tests.interop.oracle import PROGRAM, Oracle, Reply
 from tests.interop.side_by_side import MadeUpNames, prepare
 
-SCENARIOS: Final = {**command_cases.SCENARIOS, **target_cases.SCENARIOS}
+SCENARIOS: Final = {
+    **command_cases.SCENARIOS,
+    **target_cases.SCENARIOS,
+    **chain_cases.SCENARIOS,
+}
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
