@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
 from nbdjobs.nodes.events import DebugEvent
-from nbdjobs.nodes.qcow2.constants import COPIED, ENTRY_SIZE, OFFSET_MASK
+from nbdjobs.nodes.qcow2.constants import COMPRESSED, COPIED, ENTRY_SIZE, OFFSET_MASK
 from nbdjobs.nodes.qcow2.errors import CorruptionError, hexed
 from nbdjobs.nodes.qcow2.files import Files, bytes_of
 from nbdjobs.nodes.qcow2.geometry import Geometry
@@ -172,6 +172,8 @@ class Tables:
                 if file.takes_debug_events:
                     await file.debug_event(DebugEvent.L2_LOAD)
                 words = await self._files.read_words(offset, self.slice_size // ENTRY_SIZE)
+                if self._geometry.has_data_file:
+                    self._check_places(words, number)
                 self.slices[number] = Slice(words)
             finally:
                 self._loading.pop(number).set_result(None)
@@ -209,14 +211,21 @@ class Tables:
             ) from error
         length = min(length, run.units * geometry.subcluster_size - within)
         if run.kind in (Kind.DATA, Kind.RESERVED, Kind.ZERO_RESERVED):
-            host = run.host + within
-            if geometry.has_data_file and host != offset:
+            return Extent(run.kind, length, run.host + within, run.is_private)
+        return Extent(run.kind, length, run.host, False)
+
+    def _check_places(self, words: Words, number: int) -> None:
+        """Refuse places in a data file that are not those of the disk, as the format wants."""
+        bits = self._geometry.cluster_bits
+        guest = number << self.slice_shift
+        for index, entry in enumerate(words[:: self._geometry.stride]):
+            host = entry & OFFSET_MASK
+            has_host = entry & COPIED or host
+            if has_host and host != guest + (index << bits) and not entry & COMPRESSED:
                 raise CorruptionError(
                     f"External data file host cluster offset {hexed(host)} does not match guest"
-                    f" cluster offset: {hexed(offset)}, L2 index: {hexed(index)}"
+                    f" cluster offset: {hexed(guest + (index << bits))}, L2 index: {hexed(index)}"
                 )
-            return Extent(run.kind, length, host, run.is_private)
-        return Extent(run.kind, length, run.host, False)
 
     async def _make_room(self) -> None:
         """Forget slices until there is room for another."""

@@ -169,6 +169,27 @@ def test_data_is_not_written_to_where_the_file_never_was() -> None:
     assert len(file.content) == len(image)
 
 
+@pytest.mark.parametrize("place", [0, 7 * CLUSTER])
+def test_places_in_a_data_file_are_those_of_the_disk(place: int) -> None:
+    options = CreateOptions(size=DISK, cluster_size=CLUSTER, data_file="data")
+    events: list[object] = []
+
+    async def run() -> None:
+        file = LoggedFile(empty_image(options))
+        data = LoggedFile(bytes(DISK), name="data")
+        async with opened(file, data, data_file="data") as device:
+            await device.pwrite(0, memoryview(b"x" * (DISK // 2)))
+        put(file.content, L2 + 8, COPIED | place)
+        before = bytes(data.content)
+        async with opened(file, data, events=events, data_file="data") as device:
+            with pytest.raises(NodeError, match="does not match guest cluster offset: 0x1000"):
+                await device.pwrite(CLUSTER, memoryview(b"y" * 512))
+        assert data.content == before
+
+    asyncio.run(run())
+    assert len(events) == 1
+
+
 def test_overlaps_are_not_looked_for_when_nobody_wants_that() -> None:
     image = asyncio.run(written())
     put(image, L2, COPIED | L2)
