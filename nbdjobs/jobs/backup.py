@@ -32,6 +32,7 @@ from nbdjobs.jobs.status import JobType
 from nbdjobs.jobs.transaction import Transaction
 from nbdjobs.nodes import copy_before_write
 from nbdjobs.nodes.background import Background
+from nbdjobs.nodes.backing_chain import skip_filters
 from nbdjobs.nodes.block_copy import BlockCopy, CopyError, CopyTuning
 from nbdjobs.nodes.config import NodeConfig
 from nbdjobs.nodes.copy_before_write import (
@@ -331,6 +332,8 @@ class BackupJob(BlockJob):
         if self._options.sync is SyncMode.NONE:
             await self._watch()
             return
+        if self._options.sync is SyncMode.TOP:
+            await self._leave_out_what_is_below()
         while not self.is_cancelled and self._copy.has_work:
             copied_before = self._copy.copied
             await self._pass_over_disk()
@@ -339,6 +342,30 @@ class BackupJob(BlockJob):
                 await self.rest(SLICE_S)
         if not self.is_cancelled:
             await self._flush_target()
+
+    async def _leave_out_what_is_below(self) -> None:
+        """Find what the image has itself: only that is to be copied.
+
+        What a guest overwrites meanwhile is saved as always, wherever it was.
+        """
+        image, size = skip_filters(self._filter), self._copy.size
+        position = 0
+        while position < size and not self.is_cancelled:
+            await self.pause_point()
+            self._check_snapshot()
+            try:
+                is_own, length = await image.allocation(position, size - position)
+            except NodeError as error:
+                policy = self._options.on_source_error
+                if self.handle_error(policy, error, is_read=True) is ErrorAction.REPORT:
+                    raise _job_error(error) from error
+                if self.should_pause:
+                    continue
+                is_own, length = True, self._copy.cluster_size  # reading it will show
+            if not is_own:
+                await self._copy.leave_out(position, position + length)
+            position += length
+            await asyncio.sleep(0)
 
     async def _watch(self) -> None:
         while not self.is_cancelled:

@@ -151,6 +151,24 @@ class BlockCopy:
         """Copy nothing more of these whole clusters: nobody wants them."""
         self.to_copy[begin // self.cluster_size : end // self.cluster_size] = 0
 
+    async def leave_out(self, begin: int, end: int) -> None:
+        """Count the clusters that lie in a range as not to be copied, unless they have been.
+
+        Copies of them that are in flight end before.
+        """
+        unit = self.cluster_size
+        first, last = -(-begin // unit), end // unit
+        if end >= self.size:
+            last = len(self.to_copy)
+        if first >= last:
+            return
+        async with self._in_flight.request(
+            first * unit, (last - first) * unit, Kind.COPY, is_serialising=True
+        ):
+            before = self._bytes_to_copy()
+            self.to_copy[first:last] = 0
+            self.total -= before - self._bytes_to_copy()
+
     def cancel(self) -> None:
         """Begin no copy from now on; those in flight go on to their end."""
         self.is_cancelled = True
