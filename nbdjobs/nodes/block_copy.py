@@ -24,6 +24,7 @@ from typing import Final
 from bitarray import bitarray
 
 from nbdjobs.errors import NodeError
+from nbdjobs.nodes.backing_chain import backing_of, skip_filters
 from nbdjobs.nodes.buffers import BUFFER_SIZE, BufferPool
 from nbdjobs.nodes.gate import is_zero
 from nbdjobs.nodes.graph import Edge
@@ -383,13 +384,23 @@ class BlockCopy:
         except NodeError as error:
             raise CopyError(error, is_read=False) from error
 
+    def _stays_zero(self, run: BlockStatus) -> bool:
+        """Whether a run of the target reads as zeroes whatever becomes of its backing file.
+
+        The backing file may be the source, which a guest is about to overwrite.
+        """
+        if not _is_hole(run):
+            return False
+        is_own = int(run.status) & _ALLOCATED_BIT
+        return bool(is_own) or backing_of(skip_filters(self._target.node)) is None
+
     async def _zero(self, offset: int, end: int) -> None:
         """Make a range of the target read as zeroes, where it does not do so already."""
         target = self._target.node
         try:
             while offset < end:
                 status = await target.block_status(offset, end - offset)
-                if not _is_hole(status):
+                if not self._stays_zero(status):
                     await target.pwrite_zeroes(offset, status.length)
                 offset += status.length
         except NodeError as error:
@@ -401,6 +412,7 @@ _LONGEST_ZEROING: Final = 16 * 1024 * 1024
 
 
 _ZERO_BIT: Final = int(Status.ZERO)
+_ALLOCATED_BIT: Final = int(Status.ALLOCATED)
 
 
 def _is_hole(run: BlockStatus) -> bool:

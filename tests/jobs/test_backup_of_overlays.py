@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from nbdjobs.jobs.backup import BackupOptions, SyncMode, start_backup
+from nbdjobs.nodes.device import Device
 from nbdjobs.nodes.error_policy import OnError
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.qcow2.create import CreateOptions, empty_image
 from tests.jobs.chains import CLUSTER, Chain, chain, writers
-from tests.nodes.qcow2.rig import HAS_QEMU_IMG, qemu_img
+from tests.nodes.qcow2.rig import HAS_QEMU_IMG, content_of, qemu_img
 
 SIZE = 64 * 16 * CLUSTER
 SIZES = {"base": SIZE, "top": SIZE}
@@ -79,5 +80,35 @@ def test_what_comes_from_below_is_not_copied(tmp_path: Path) -> None:
                 found, length = await top.allocation(begin, UNIT)
                 if not found and length == UNIT:
                     assert await copy.allocation(begin, UNIT) == (False, UNIT)
+
+    asyncio.run(main())
+
+
+def test_a_target_above_the_disk_keeps_its_zeroes(tmp_path: Path) -> None:
+    """What is not copied it reads from the disk; hence old zeroes have to be written to it."""
+
+    async def main() -> None:
+        async with chain(tmp_path, {"disk": SIZE}) as made:
+            at_start = bytes(made.model)
+            disk = made.node("disk")
+            path = tmp_path / "target.qcow2"
+            path.write_bytes(empty_image(CreateOptions(size=SIZE)))
+            copy = await made.add(
+                driver="qcow2",
+                **{"node-name": "target"},
+                file={"driver": "file", "filename": str(path)},
+                backing="disk",
+            )
+            options = BackupOptions(sync=SyncMode.NONE, job_id="j")
+            job = await start_backup(made.jobs, made.graph, disk, copy, options)
+            reader = Device(made.graph, copy)
+            for begin in range(0, SIZE, 10 * CLUSTER):
+                await made.guest.pwrite(begin, memoryview(b"new" * 100))
+                made.model[begin : begin + 300] = b"new" * 100
+            assert await content_of(reader) == at_start
+            await reader.close()
+            job.cancel()
+            await made.run_through(job)
+            await made.check_seen()
 
     asyncio.run(main())
