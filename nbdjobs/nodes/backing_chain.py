@@ -23,7 +23,7 @@ from dataclasses import fields, replace
 from typing import Final
 
 from nbdjobs.errors import CommandError
-from nbdjobs.nodes.driver import DriverNode
+from nbdjobs.nodes.driver import BackingFile, DriverNode
 from nbdjobs.nodes.graph import Edge, Graph, Role, check_activity, repoint, top_down
 from nbdjobs.nodes.node import JSON, Node
 from nbdjobs.qapi.types import Null
@@ -120,6 +120,11 @@ def name_for_header(node: Node) -> str:
     if _names_all(image):
         return image.filename
     return JSON + json.dumps(_written_out(image))
+
+
+def backing_file_of(node: Node) -> BackingFile:
+    """What a new overlay of a node has to say of its backing file."""
+    return BackingFile(name_for_header(node), skip_filters(node).driver)
 
 
 def _names_all(image: Node) -> bool:

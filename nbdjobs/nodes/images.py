@@ -165,13 +165,16 @@ async def create_image(
         raise
 
 
-async def open_image(place: ImagePlace, image_format: str | None, cache: CacheMode) -> Node:
+async def open_image(
+    place: ImagePlace, image_format: str | None, cache: CacheMode, *, is_alone: bool = False
+) -> Node:
     """Open an image for writing, as a node that goes with its last user.
 
     Args:
         place: Where it is.
         image_format: Driver to open it with; None to find it by the content.
         cache: How to treat caches.
+        is_alone: Whether it is opened without the backing file that it names.
 
     Raises:
         CommandError: It cannot be opened, in QEMU's words.
@@ -183,6 +186,8 @@ async def open_image(place: ImagePlace, image_format: str | None, cache: CacheMo
         "detect-zeroes": "unmap",
         "cache": {"direct": cache.is_direct, "no-flush": cache.is_no_flush},
     }
+    if is_alone and DRIVERS[chosen].supports_backing:
+        options["backing"] = None
     node = await open_unowned(place.graph, visit(BlockdevOptions, options))
     if image_format is None and isinstance(node, RawNode):
         node.guard_format()

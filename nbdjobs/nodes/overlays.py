@@ -15,12 +15,10 @@ from typing import Final
 from nbdjobs.errors import CommandError, NodeError
 from nbdjobs.nodes.backing_chain import (
     BACKING,
+    backing_file_of,
     backing_of,
-    name_for_header,
     note_backing,
-    skip_filters,
 )
-from nbdjobs.nodes.driver import BackingFile
 from nbdjobs.nodes.graph import Graph, Role, cumulative_permissions
 from nbdjobs.nodes.images import ImagePlace, create_image, open_overlay
 from nbdjobs.nodes.node import Node
@@ -125,8 +123,7 @@ async def snapshot_to_file(
     check_source(node)
     place = await ImagePlace.find(graph, filename)
     if is_new:
-        backing = BackingFile(name_for_header(node), skip_filters(node).driver)
-        await create_image(place, image_format, node.size, backing)
+        await create_image(place, image_format, node.size, backing_file_of(node))
     try:
         overlay = await open_overlay(place, image_format, name, node.config.cache)
         try:

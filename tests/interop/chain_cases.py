@@ -34,6 +34,11 @@ def commit(job: str | None = "job", /, **options: Any) -> Ask:
     return ask("block-commit", **named, **{"device": "top", **options})
 
 
+def drive(**options: Any) -> Ask:
+    given = {"job_id": "job", "device": "top", "target": "target.qcow2", **options}
+    return ask("drive-backup", **given)
+
+
 def snapshot(node: str, overlay: str, /, **options: Any) -> Ask:
     """A new overlay in a file of its node's name."""
     return ask(
@@ -183,6 +188,18 @@ SCENARIOS: Final[Mapping[str, Sequence[Step]]] = {
         ask("change-backing-file", device="top", image_node_name="mid", backing_file="f"),
         ask("change-backing-file", device="top", image_node_name="mid", backing_file="y" * 1024),
         ask("change-backing-file", device="top", image_node_name="top", backing_file=""),
+    ],
+    "backups of chains to files": [
+        *CHAIN,
+        drive(sync="top", format="raw"),
+        drive(sync="top"),
+        until("null"),
+        drive(sync="top", mode="existing"),
+        until("null"),
+        drive(sync="none"),
+        ask("block-job-cancel", device="job"),
+        until("null"),
+        drive(sync="none", format="raw", mode="existing", target="target.img"),
     ],
     "copy-on-read": [
         *CHAIN,

@@ -18,8 +18,10 @@ from nbdjobs.jobs.backup import (
     start_backup,
 )
 from nbdjobs.jobs.job import JobOptions
+from nbdjobs.nodes.backing_chain import backing_file_of, backing_of, set_backing, skip_filters
 from nbdjobs.nodes.copy_before_write import OnCbwError
 from nbdjobs.nodes.error_policy import OnError
+from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.images import ImagePlace, create_image, open_image
 from nbdjobs.nodes.node import Node
 from nbdjobs.qapi.types import Uint32, member
@@ -98,13 +100,15 @@ async def drive_backup(daemon: Daemon, arguments: DriveBackup) -> None:
     image_format = arguments.format
     if arguments.mode is not NewImageMode.EXISTING:
         image_format = source.driver if image_format is None else image_format
-        if _would_need_backing(source, arguments.sync):
-            raise CommandError(f"Backing file not supported for file format '{image_format}'")
-        await create_image(place, image_format, source.size)
+        below = _below_target(source, arguments.sync)
+        backing = None if below is None else backing_file_of(below)
+        await create_image(place, image_format, source.size, backing)
+    is_above_disk = arguments.sync is SyncMode.NONE
     try:
-        target = await open_image(place, image_format, source.config.cache)
+        target = await open_image(place, image_format, source.config.cache, is_alone=is_above_disk)
         try:
-            _check_backing(target, arguments.sync)
+            if is_above_disk:
+                await _put_above(daemon.graph, target, source)
             await start_backup(daemon.jobs, daemon.graph, source, target, options)
         except BaseException:
             await daemon.graph.drop_if_unused(target)
@@ -114,20 +118,24 @@ async def drive_backup(daemon: Daemon, arguments: DriveBackup) -> None:
         raise
 
 
-def _would_need_backing(source: Node, sync: SyncMode) -> bool:
-    """Whether a new target shows the disk only together with what is not copied to it.
+def _below_target(source: Node, sync: SyncMode) -> Node | None:
+    """What a new target needs below it to show the disk: where what is not copied comes from.
 
     With sync=none that is the disk itself, with sync=top the disk's own backing image.
     """
-    return sync is SyncMode.NONE or (sync is SyncMode.TOP and "backing" in source.edges)
+    if sync is SyncMode.TOP:
+        return backing_of(skip_filters(source))
+    return source if sync is SyncMode.NONE else None
 
 
-def _check_backing(target: Node, sync: SyncMode) -> None:
-    """With sync=none, what is not copied would be read from the disk; formats here cannot."""
-    if sync is SyncMode.NONE:
+async def _put_above(graph: Graph, target: Node, source: Node) -> None:
+    """Let a target read from the disk what is not copied to it."""
+    if not target.supports_backing:
         raise CommandError(
             f"Driver '{target.driver}' of node '{target.name}' does not support backing files"
         )
+    async with graph.drained(target):
+        set_backing(graph, target, source)
 
 
 def _options(daemon: Daemon, arguments: BackupCommon) -> BackupOptions:
