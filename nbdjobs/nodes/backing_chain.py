@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Final
 
@@ -175,16 +174,6 @@ async def allocated_above(
 
 
 # Changing a chain
-
-
-@contextmanager
-def frozen(top: Node, base: Node | None) -> Iterator[None]:
-    """While inside, nobody changes the edges from `top` down to `base`."""
-    freeze(edges := edges_between(top, base))
-    try:
-        yield
-    finally:
-        thaw(edges)
 
 
 def edges_between(top: Node, base: Node | None) -> list[Edge]:
