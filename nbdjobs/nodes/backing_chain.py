@@ -173,6 +173,30 @@ async def allocated_above(
     return False, length
 
 
+async def allocation_depth(top: Node, offset: int, length: int) -> tuple[int, int]:
+    """In which node of a chain the content of a range is.
+
+    Args:
+        top: The first node, which counts as 1; filters count, too, as in QEMU.
+        offset: First byte.
+        length: Bytes, at least 1.
+
+    Returns:
+        For the first run of the range, its length and the depth; 0 if no node has it.
+
+    Raises:
+        NodeError: An image could not be read.
+    """
+    for depth, node in enumerate(chain_from(top), 1):
+        if offset >= node.size:
+            return length, depth
+        length = min(length, node.size - offset)
+        is_allocated, length = await node.allocation(offset, length)
+        if is_allocated:
+            return length, depth
+    return length, 0
+
+
 # Changing a chain
 
 

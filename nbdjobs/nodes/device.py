@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 from nbdjobs.errors import NodeError
 from nbdjobs.nodes import permissions
 from nbdjobs.nodes.accounting import Account, Accounting
+from nbdjobs.nodes.backing_chain import allocation_depth
 from nbdjobs.nodes.device_errors import ErrorHandler
 from nbdjobs.nodes.door import Door
 from nbdjobs.nodes.error_policy import ErrorAction
@@ -313,6 +314,12 @@ class Device(Door):
         """Describe the first run of the range."""
         return await self._attempt(
             None, None, offset, length, lambda node: node.block_status(offset, length)
+        )
+
+    async def allocation_depth(self, offset: int, length: int) -> tuple[int, int]:
+        """In which node of the chain the first run of the range is: its length, and the depth."""
+        return await self._attempt(
+            None, None, offset, length, lambda node: allocation_depth(node, offset, length)
         )
 
     def is_known_data(self, offset: int, length: int) -> bool:
