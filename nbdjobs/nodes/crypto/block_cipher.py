@@ -9,7 +9,7 @@ costs more than what it does to a few hundred bytes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Final
+from typing import Any, Final, Protocol
 
 from bitarray import bitarray
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -57,13 +57,24 @@ class BlockCipher(ABC):
         """Decrypt likewise."""
 
 
+class CipherContext(Protocol):
+    """A cipher at work, as far as it is used here.
+
+    The library takes any buffer; what its versions declare differs, and some say `bytes`.
+    """
+
+    def update_into(self, data: Any, buf: Any, /) -> int:
+        """Encrypt or decrypt `data` into `buf`; returns how many bytes came out."""
+        ...
+
+
 class Aes:
     """The bare cipher on up to `CHUNK` bytes of blocks that do not hang together."""
 
     def __init__(self, key: bytes):
         cipher = Cipher(algorithms.AES(key), modes.ECB())
-        self._encryptor = cipher.encryptor()
-        self._decryptor = cipher.decryptor()
+        self._encryptor: CipherContext = cipher.encryptor()
+        self._decryptor: CipherContext = cipher.decryptor()
         # The library wants room for a block that might be left over from the call before.
         self._out = memoryview(bytearray(CHUNK + BLOCK - 1))
 

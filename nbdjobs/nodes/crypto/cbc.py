@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from nbdjobs.nodes.crypto.block_cipher import BLOCK, SECTOR, Aes, BlockCipher, xor_into
+from nbdjobs.nodes.crypto.block_cipher import (
+    BLOCK,
+    SECTOR,
+    Aes,
+    BlockCipher,
+    CipherContext,
+    xor_into,
+)
 from nbdjobs.nodes.crypto.ivgen import IvGenerator
 
 
@@ -28,7 +35,7 @@ class Cbc(BlockCipher):
         Setting up the library for a vector costs more than encrypting a sector, so it goes on
         with one chain. The last block before the sector, which comes in with that, is taken out.
         """
-        encryptor = self._cipher.encryptor()
+        encryptor: CipherContext = self._cipher.encryptor()
         last: bytes | memoryview = bytes(BLOCK)
         for number, begin in enumerate(range(0, len(buffer), SECTOR)):
             sector = buffer[begin : begin + SECTOR]
