@@ -9,6 +9,7 @@ import os
 import random
 import struct
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ ENOUGH = 50
 """Writes by each writer that a test waits for, before and after the instant."""
 
 
-class Writer(threading.Thread):
+class Writer(threading.Thread, ABC):
     """A client that writes to its part of the disk until it is told to stop."""
 
     def __init__(self, handle: Any, number: int):
@@ -36,8 +37,9 @@ class Writer(threading.Thread):
         self._written = 0
         self._progress = threading.Condition()
 
+    @abstractmethod
     def write_once(self, turn: int) -> None:
-        raise NotImplementedError
+        """Write something that this turn can be told by."""
 
     def run(self) -> None:
         turn = 0

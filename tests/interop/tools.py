@@ -34,6 +34,18 @@ def require(tool: str) -> str:
     return path
 
 
+def is_here(tool: str) -> bool:
+    """Whether a program is here, for tests that can tell less without it.
+
+    Where tools are required, one that is missing fails, so that nothing is left out unnoticed.
+    """
+    if shutil.which(tool, path=SEARCH_PATH) is not None:
+        return True
+    if os.environ.get("NBDJOBS_REQUIRE_INTEROP") == "1":
+        pytest.fail(f"{tool} is required and was not found")
+    return False
+
+
 def require_libnbd() -> Any:
     """Return libnbd's Python module, or skip (or fail) the test.
 

@@ -8,7 +8,6 @@ import asyncio
 import base64
 import errno
 import random
-import shutil
 import ssl
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.http import KEPT_BLOCKS, HttpNode, HttpOptions, HttpsOptions
 from nbdjobs.nodes.opening import open_node
 from nbdjobs.nodes.permissions import Permission
+from tests.interop.tools import require
 from tests.jobs.rig import turns
 from tests.nodes.web_server import (
     Answer,
@@ -297,9 +297,7 @@ def test_redirects_are_followed_so_far() -> None:
 
 
 def test_tls_servers_have_to_prove_who_they_are(tmp_path: Path) -> None:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("needs openssl")
+    openssl = require("openssl")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     subprocess.run(
         [

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,10 +24,11 @@ from nbdjobs.nodes.qcow2.files import Files
 from nbdjobs.nodes.qcow2.header_file import HeaderFile
 from nbdjobs.nodes.qcow2.node import Qcow2Node
 from nbdjobs.nodes.qcow2.options import Qcow2Options
+from tests.interop.tools import is_here
 
 READER = Permission.CONSISTENT_READ
 WRITER = Permission.CONSISTENT_READ | Permission.WRITE
-HAS_QEMU_IMG = shutil.which("qemu-img") is not None
+HAS_QEMU_IMG = is_here("qemu-img")
 
 
 @asynccontextmanager
