@@ -25,16 +25,17 @@ from nbdjobs.jobs.commit_images import (
     use_intermediates,
     writable_base,
 )
+from nbdjobs.jobs.commit_job import ChainCommitJob
 from nbdjobs.jobs.events import BlockJobReady
 from nbdjobs.jobs.read_only import be_read_only
-from nbdjobs.jobs.status import JobStatus, JobType
-from nbdjobs.jobs.sweep import Piece, SweepJob, job_error
+from nbdjobs.jobs.status import JobStatus
+from nbdjobs.jobs.sweep import Piece, job_error
 from nbdjobs.nodes import filters, permissions
-from nbdjobs.nodes.backing_chain import edges_between, freeze, skip_filters, thaw
+from nbdjobs.nodes.backing_chain import skip_filters
 from nbdjobs.nodes.block_copy import CopyError, choose_cluster_size
 from nbdjobs.nodes.config import NodeConfig
 from nbdjobs.nodes.error_policy import ErrorAction
-from nbdjobs.nodes.graph import Edge, Graph
+from nbdjobs.nodes.graph import Graph
 from nbdjobs.nodes.mirror_top import CHILD, MirrorTop
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.permissions import Permission
@@ -93,18 +94,8 @@ def _create(
     return job
 
 
-class ActiveCommitJob(SweepJob):
-    """The job.
-
-    Attributes:
-        was_read_only: The base was not to be written before; it will not be after it either,
-            unless clients write it then.
-        is_filter_in: Whether the filter is in the graph.
-    """
-
-    type = JobType.COMMIT
-    was_read_only = False
-    is_filter_in = False
+class ActiveCommitJob(ChainCommitJob):
+    """The job."""
 
     def __init__(
         self,
@@ -115,36 +106,14 @@ class ActiveCommitJob(SweepJob):
         top: Node,
         base: Node,
     ):
-        super().__init__(jobs, graph, options.job_id, options.job, options.on_error)
+        super().__init__(jobs, graph, options, node, top, base)
         self._filter = node
-        self._top = top
-        self._base = base
-        self._frozen: list[Edge] = []
         self._copied = 0
         self._has_scanned = False
         self._is_to_pivot = False
         self._is_to_stop = False
         self._has_pivoted = False
         node.on_dirty = self.kick
-
-    def freeze_chain(self) -> None:
-        """Let nobody change the chain until `let_go`."""
-        edges = edges_between(self._filter, self._base)
-        freeze(edges)
-        self._frozen = edges
-
-    def let_go(self) -> None:
-        """End all uses of nodes, and of edges between them."""
-        thaw(self._frozen)
-        self._frozen = []
-        super().let_go()
-
-    def undo(self) -> None:
-        """Take back what was done for the job, which has not started and will not."""
-        self.let_go()
-        if self.is_filter_in:
-            filters.take_back(self._graph, self._filter, child=CHILD)
-        self.never_started()
 
     @property
     def current_progress(self) -> int:

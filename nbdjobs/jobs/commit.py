@@ -27,25 +27,22 @@ from nbdjobs.jobs.commit_images import (
     use_intermediates,
     writable_base,
 )
+from nbdjobs.jobs.commit_job import ChainCommitJob
 from nbdjobs.jobs.read_only import be_read_only
-from nbdjobs.jobs.status import JobType
-from nbdjobs.jobs.sweep import Piece, SweepJob, job_error
+from nbdjobs.jobs.sweep import Piece, job_error
 from nbdjobs.nodes import filters
 from nbdjobs.nodes.backing_chain import (
     allocated_above,
-    edges_between,
     find_overlay,
-    freeze,
     note_backing,
     skip_filters,
-    thaw,
     write_backing,
 )
 from nbdjobs.nodes.block_copy import CopyError
 from nbdjobs.nodes.commit_top import CHILD, CommitTop
 from nbdjobs.nodes.config import NodeConfig
 from nbdjobs.nodes.gate import is_zero
-from nbdjobs.nodes.graph import Edge, Graph, Role
+from nbdjobs.nodes.graph import Graph, Role
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.op_blockers import BlockOp
 from nbdjobs.nodes.permissions import Permission
@@ -121,18 +118,13 @@ def _create(
     return job
 
 
-class CommitJob(SweepJob):
+class CommitJob(ChainCommitJob):
     """The job.
 
     Attributes:
-        was_read_only: The base was not to be written before, and will not be after it.
-        is_filter_in: Whether the filter is in the graph.
         shown_size: Bytes of the disk that overlays of the images show.
     """
 
-    type = JobType.COMMIT
-    was_read_only = False
-    is_filter_in = False
     shown_size = 0
 
     def __init__(
@@ -144,31 +136,9 @@ class CommitJob(SweepJob):
         top: Node,
         base: Node,
     ):
-        super().__init__(jobs, graph, options.job_id, options.job, options.on_error)
+        super().__init__(jobs, graph, options, node, top, base)
         self._backing_file = options.backing_file
         self._filter = node
-        self._top = top
-        self._base = base
-        self._frozen: list[Edge] = []
-
-    def freeze_chain(self) -> None:
-        """Let nobody change the chain until `let_go`."""
-        edges = edges_between(self._filter, self._base)
-        freeze(edges)
-        self._frozen = edges
-
-    def let_go(self) -> None:
-        """End all uses of nodes, and of edges between them."""
-        thaw(self._frozen)
-        self._frozen = []
-        super().let_go()
-
-    def undo(self) -> None:
-        """Take back what was done for the job, which has not started and will not."""
-        self.let_go()
-        if self.is_filter_in:
-            filters.take_back(self._graph, self._filter, child=CHILD)
-        self.never_started()
 
     # The work
 
