@@ -36,7 +36,8 @@ from nbdjobs.nodes.block_copy import CopyError, choose_cluster_size
 from nbdjobs.nodes.config import NodeConfig
 from nbdjobs.nodes.error_policy import ErrorAction
 from nbdjobs.nodes.graph import Graph
-from nbdjobs.nodes.mirror_top import CHILD, MirrorTop
+from nbdjobs.nodes.job_filter import CHILD
+from nbdjobs.nodes.mirror_top import MirrorTop
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.permissions import Permission
 

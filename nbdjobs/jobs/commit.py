@@ -39,10 +39,11 @@ from nbdjobs.nodes.backing_chain import (
     write_backing,
 )
 from nbdjobs.nodes.block_copy import CopyError
-from nbdjobs.nodes.commit_top import CHILD, CommitTop
+from nbdjobs.nodes.commit_top import CommitTop
 from nbdjobs.nodes.config import NodeConfig
 from nbdjobs.nodes.gate import is_zero
 from nbdjobs.nodes.graph import Graph, Role
+from nbdjobs.nodes.job_filter import CHILD
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.op_blockers import BlockOp
 from nbdjobs.nodes.permissions import Permission

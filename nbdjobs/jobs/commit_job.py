@@ -4,19 +4,15 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from nbdjobs.jobs.collection import Jobs
 from nbdjobs.jobs.commit_images import CommitOptions
 from nbdjobs.jobs.status import JobType
 from nbdjobs.jobs.sweep import SweepJob
 from nbdjobs.nodes import filters
-from nbdjobs.nodes.backing_chain import BACKING, edges_between, freeze, thaw
+from nbdjobs.nodes.backing_chain import edges_between, freeze, thaw
 from nbdjobs.nodes.graph import Edge, Graph
+from nbdjobs.nodes.job_filter import CHILD
 from nbdjobs.nodes.node import Node
-
-CHILD: Final = BACKING
-"""What the filters of commits call the node below."""
 
 
 class ChainCommitJob(SweepJob):

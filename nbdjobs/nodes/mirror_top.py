@@ -28,19 +28,15 @@ from nbdjobs.errors import NodeError
 from nbdjobs.nodes.backing_chain import allocated_above
 from nbdjobs.nodes.block_copy import CopyError, new_bitmap
 from nbdjobs.nodes.config import NodeConfig
-from nbdjobs.nodes.gate import Operation, is_zero
+from nbdjobs.nodes.gate import is_zero
 from nbdjobs.nodes.graph import Edge
+from nbdjobs.nodes.job_filter import JobFilter
 from nbdjobs.nodes.node import Node
 from nbdjobs.nodes.permissions import Permission
-from nbdjobs.nodes.status import BlockStatus
 from nbdjobs.nodes.tracked import Kind
-from nbdjobs.protocol.export import FileRange
-
-CHILD = "backing"
-"""What the filter calls the node below it."""
 
 
-class MirrorTop(Node):
+class MirrorTop(JobFilter):
     """The filter.
 
     Attributes:
@@ -50,7 +46,6 @@ class MirrorTop(Node):
     """
 
     driver: ClassVar[str] = "mirror_top"
-    is_filter: ClassVar[bool] = True
 
     _target: Node
 
@@ -73,35 +68,6 @@ class MirrorTop(Node):
         self.to_copy = new_bitmap(self.size, unit)
 
     # What it is
-
-    @property
-    def _below(self) -> Node:
-        return self.edges[CHILD].node
-
-    @property
-    def size(self) -> int:
-        """Bytes of the disk."""
-        return self._below.size
-
-    @property
-    def filename(self) -> str:
-        """Where the content is."""
-        return self._below.filename
-
-    @property
-    def content_options(self) -> dict[str, object]:
-        """Those of the disk."""
-        return self._below.content_options
-
-    @property
-    def cluster_size(self) -> int:
-        """That of the disk."""
-        return self._below.cluster_size
-
-    @property
-    def filtered(self) -> Node | None:
-        """The disk, whose content the filter shows."""
-        return self._below
 
     def child_permissions(
         self, edge: Edge, needed: Permission, shared: Permission
@@ -194,17 +160,6 @@ class MirrorTop(Node):
 
     # Requests
 
-    def pread_now(self, offset: int, buffer: memoryview, data_only: bool) -> bool:
-        """Read from the disk."""
-        return self._below.pread_now(offset, buffer, data_only)
-
-    def stored_at(self, offset: int, length: int, data_only: bool) -> FileRange | None:
-        """Where the disk stores it."""
-        return self._below.stored_at(offset, length, data_only)
-
-    def _pread(self, offset: int, buffer: memoryview) -> Operation:
-        return self._below.pread(offset, buffer)
-
     async def _pwrite(self, offset: int, data: memoryview, fua: bool) -> None:
         await self._change(
             offset,
@@ -284,13 +239,6 @@ class MirrorTop(Node):
 
     async def _flush(self) -> None:
         await self._below.flush()
-
-    def _block_status(self, offset: int, length: int) -> Coroutine[Any, Any, BlockStatus]:
-        return self._below.block_status(offset, length)
-
-    def is_known_data(self, offset: int, length: int) -> bool:
-        """What the disk knows."""
-        return self._below.is_known_data(offset, length)
 
     def begin_writeback(self, offset: int, length: int) -> None:
         """Pass the hint on."""
