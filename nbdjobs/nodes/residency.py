@@ -3,7 +3,7 @@
 """Which bytes of a file are in the page cache, told without reading them.
 
 The kernel sends what is there straight from the page cache, but for what is not there it makes
-the caller wait for the disk. Asking first costs about a microsecond.
+the caller wait for the disk. Asking first costs about 3 us for 64 KiB and 15 to 20 us for 1 MiB.
 
 Source: mincore(2): pages count only when their content is there, not while it is being read.
 """

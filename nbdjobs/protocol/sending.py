@@ -10,6 +10,7 @@ Errors of the socket are raised as `OSError`: the client is gone.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from typing import Final
@@ -20,6 +21,9 @@ Memory = bytes | memoryview
 Piece = Memory | FileRange
 
 _IOV_MAX: Final = 1024
+
+_LEAVES_THE_REST: Final = frozenset({errno.EAGAIN, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+"""The socket is full, or the kernel cannot send from this file system by itself."""
 
 UNREAD_FROM: Final = 128 * 1024
 """Bytes from which on sending a range of a file is faster than reading and sending it."""
@@ -83,7 +87,9 @@ def _send_file(descriptor: int, piece: FileRange) -> list[FileRange]:
             if not sent:
                 raise OSError("the file has become shorter")
             offset += sent
-    except BlockingIOError:
+    except OSError as error:
+        if error.errno not in _LEAVES_THE_REST:
+            raise
         return [FileRange(piece.fd, offset, end - offset)]
     return []
 

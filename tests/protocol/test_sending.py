@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -109,3 +110,19 @@ def test_a_file_that_became_shorter_cannot_complete_its_reply(file: int, is_full
             pass
         with pytest.raises(OSError, match="shorter"):
             send_with_files(ours.fileno(), [FileRange(file, len(FILE) - 10, 20)])
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_file_system_that_the_kernel_cannot_send_from_is_read(
+    file: int, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*arguments: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "sendfile", refuse)
+    ours, theirs = pair(socket.AF_UNIX)
+    with ours, theirs:
+        left = send_with_files(ours.fileno(), [b"header", FileRange(file, 5, 100), b"more"])
+        ours.shutdown(socket.SHUT_WR)
+        assert received(theirs) == b"header"
+        assert left == [FILE[5:105], b"more"]
